@@ -1,0 +1,139 @@
+"""Every run is a file: TOML -> frozen pydantic models, unknown keys forbidden.
+
+``base = "other.toml"`` (at most one, relative to the file) is merged under it; ``--set a.b=1`` goes on top. There is no
+interpolation. A wrong key, type or value fails at once with the file, the path to the field and the fix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shards.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every config: frozen, unknown keys forbidden."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def parse_args(program: str, description: str, argv: Sequence[str] | None, *, several: bool = False) -> argparse.Namespace:
+    """The one command-line grammar: ``CONFIG [--set key=value]... [--limit N] [--dry-run]``.
+
+    Args:
+        several: accept more than one CONFIG (``args.config`` is then a list).
+    """
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("config", type=Path, nargs="+" if several else None, metavar="CONFIG")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. a.b=1")
+    parser.add_argument("--limit", type=int, default=None, metavar="N", help="stop after N inputs")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, do nothing")
+    return parser.parse_args(argv)
+
+
+def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
+    """Read, merge, override and validate one config.
+
+    Args:
+        overrides: ``key.path=value`` strings; the value is read as TOML, or as a plain string if it is none.
+
+    Raises:
+        ConfigError: file missing, TOML broken, key unknown, type wrong; names file, key and fix.
+    """
+    data = read_toml(path)
+    for override in overrides:
+        _apply_override(data, override, path)
+    return validate(data, kind, where=str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The merged tables of a file and its one ``base``, unvalidated."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ConfigError(f"{path}: expected a config file, found none; {_nearest_file(path)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected TOML, found an error: {error}; mend that line") from error
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    base_path = path.parent / str(base)
+    if "base" in tomllib.loads(base_path.read_text(encoding="utf-8")) if base_path.is_file() else False:
+        raise ConfigError(f"{path}: base {base} has a base itself; at most one is allowed, name the last one or merge them")
+    return _merge(read_toml(base_path), data)
+
+
+def validate(data: Mapping[str, Any], kind: type[ConfigT], *, where: str) -> ConfigT:
+    """Validate plain data; ``where`` is named in the error."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(cast(Mapping[str, Any], problem), kind) for problem in error.errors()]
+        raise ConfigError(f"{where}: " + "; ".join(lines)) from error
+
+
+def _explain(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location) or "(the whole file)"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"
+        return f"unknown key {key!r}; {hint}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is required and missing; add it"
+    return f"key {key!r}: {problem['msg']}, found {problem['input']!r}"
+
+
+def _known_keys(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
+    model: Any = kind
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        both_tables = isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merge(cast(dict[str, Any], old), cast(dict[str, Any], value)) if both_tables else value
+    return merged
+
+
+def _apply_override(data: dict[str, Any], override: str, path: Path) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override!r} for {path}: expected key=value, e.g. --set output=DIR")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, last = key.strip().split(".")
+    table = data
+    for parent in parents:
+        inner = table.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {override!r} for {path}: {parent!r} is a value, not a table")
+        table = cast(dict[str, Any], inner)
+    table[last] = value
+
+
+def _nearest_file(path: Path) -> str:
+    siblings = [p.name for p in path.parent.glob("*.toml")] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else "give the path of a TOML file"

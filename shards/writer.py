@@ -1,0 +1,58 @@
+"""Committing files: temporary name -> fsync -> rename, so that a file under its final name is always whole."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def commit_bytes(path: Path, data: bytes) -> str:
+    """Write ``data`` under ``path`` atomically and durably.
+
+    Returns:
+        sha256 of the bytes, hex.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    commit_file(temporary, path)
+    return hashlib.sha256(data).hexdigest()
+
+
+def commit_file(temporary: Path, path: Path) -> None:
+    """Rename a closed, fsynced file to its final name and make the rename itself durable."""
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def commit_table(path: Path, table: pa.Table) -> str:
+    """Write a Parquet + zstd file atomically; the bytes depend on the table and the pyarrow version alone.
+
+    Returns:
+        sha256 of the file, hex.
+    """
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=1 << 16)
+    return commit_bytes(path, sink.getvalue().to_pybytes())
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, hex, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
