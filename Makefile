@@ -1,0 +1,110 @@
+# The front door. `make help` is the menu; every command sets up what it needs first.
+
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Nothing is fetched behind the user's back, no usage figures are sent, and forked workers do not warn about threads.
+export HF_HUB_OFFLINE ?= 1
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export RAY_USAGE_STATS_ENABLED ?= 0
+export PYTHONUNBUFFERED ?= 1
+
+# Arguments, all optional:
+#   CONFIG   a config file                        make pretrain CONFIG=configs/train/anygpt-7b-pretrain.toml
+#   CORPUS   a name in configs/corpora            make tokenize CORPUS=laion2b
+#   DATASET  a folder of packed or sample shards  make inspect DATASET=runs/pretrain-tiny/...
+#   NAME     one benchmark                        make bench NAME=packing
+#   ARGS     passed on as they are                make tokenize CORPUS=mls ARGS="--set root=DIR --dry-run"
+CONFIG ?=
+CORPUS ?=
+DATASET ?=
+NAME ?=
+ARGS ?=
+
+##@ Train, from nothing to a model that draws from a sentence
+
+.PHONY: pretrain
+pretrain: setup ## the whole route on sample corpora; CONFIG=... trains a real one
+	@$(if $(CONFIG),$(BIN)/anygpt-train $(CONFIG),$(BIN)/anygpt-route configs/routes/pretrain-tiny.toml) $(ARGS)
+
+.PHONY: sft
+sft: setup ## the instruction stage, from the pretrain checkpoint; CONFIG=... likewise
+	@$(if $(CONFIG),$(BIN)/anygpt-train $(CONFIG),$(BIN)/anygpt-route configs/routes/sft-tiny.toml) $(ARGS)
+
+##@ Make data
+
+.PHONY: sample-corpora
+sample-corpora: setup ## render the sample corpora, in the formats of the real ones
+	@$(BIN)/anygpt-sample-corpora $(or $(CONFIG),configs/sample_corpora/tiny.toml) $(ARGS)
+
+.PHONY: tokenize
+tokenize: setup ## one corpus to sample shards: CORPUS=laion2b
+	@$(call need,CORPUS,$(patsubst configs/corpora/%.toml,%,$(wildcard configs/corpora/*.toml)))
+	@$(BIN)/anygpt-tokenize configs/corpora/$(CORPUS).toml $(ARGS)
+
+.PHONY: pack
+pack: setup ## sample shards to packed shards: CONFIG=configs/packing/...
+	@$(call need,CONFIG,$(wildcard configs/packing/*.toml))
+	@$(BIN)/anygpt-pack $(CONFIG) $(ARGS)
+
+.PHONY: verify
+verify: setup ## prove that a dataset is whole: DATASET=folder
+	@$(call need,DATASET,the folder of a dataset)
+	@$(BIN)/anygpt-verify $(DATASET) $(ARGS)
+
+.PHONY: inspect
+inspect: setup ## look into a dataset, as one HTML page: DATASET=folder
+	@$(call need,DATASET,the folder of a dataset)
+	@$(BIN)/anygpt-inspect $(DATASET) $(ARGS)
+
+##@ Develop
+
+.PHONY: test
+test: setup ## all tests with coverage; ARGS="tests/shards -x" some of them
+	@rm -rf .coverage
+	@$(BIN)/python -m pytest $(or $(ARGS),--cov --cov-report=term:skip-covered --cov-fail-under=85)
+
+.PHONY: check
+check: setup ## lint, format, types, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+
+.PHONY: format
+format: setup ## apply the formatter and the safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: setup ## all benchmarks, or one: NAME=loader|packing|tokenize|codecs|trainer|decode
+	@$(BIN)/python -m benchmarks.run $(NAME) $(ARGS)
+
+##@ House
+
+.PHONY: setup
+setup: ## create .venv and install the lock; does nothing when nothing changed
+	@$(PYTHON) tools/setup.py
+
+.PHONY: lock
+lock: setup ## resolve pyproject.toml again into requirements.lock
+	@$(BIN)/python tools/lock.py
+
+.PHONY: clean
+clean: ## remove caches and coverage; keeps .venv, data/ and runs/
+	@find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache build ./*.egg-info
+
+.PHONY: help
+help: ## this menu
+	@bold=""; plain=""; if [ -t 1 ]; then bold=$$(printf '\033[1m'); plain=$$(printf '\033[0m'); fi; \
+	awk -v bold="$$bold" -v plain="$$plain" 'BEGIN {FS = ":.*## "; print "\nusage: make <target> [NAME=value ...]"} \
+	  /^##@ / {printf "\n  %s%s%s\n", bold, substr($$0, 5), plain} \
+	  /^[a-z-]+:.*## / {printf "    %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+
+# $(call need,NAME,what it may be): stop as wrong usage does, with exit 2, when the argument NAME was not given.
+need = $(if $($(1)),:,echo "make $@: $(1)=... is missing; it may be: $(2)" >&2; exit 2)
