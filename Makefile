@@ -73,6 +73,7 @@ check: setup ## lint, format, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@$(BIN)/pyright
+	@$(BIN)/pyright -p tools/pyright-upper.json
 
 .PHONY: format
 format: setup ## apply the formatter and the safe fixes
