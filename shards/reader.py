@@ -213,12 +213,12 @@ def open_shard(path: Path) -> OpenShard:
     return OpenShard(
         path,
         header,
-        _view(ids.values).reshape(batch.num_rows, header.sequence_length),
-        _view(num_tokens),
-        _view(starts.offsets),
-        _view(starts.values),
-        _view(spans.offsets),
-        _view(spans.values.values).reshape(-1, 2),
+        buffer_view(ids.values).reshape(batch.num_rows, header.sequence_length),
+        buffer_view(num_tokens),
+        buffer_view(starts.offsets),
+        buffer_view(starts.values),
+        buffer_view(spans.offsets),
+        buffer_view(spans.values.values).reshape(-1, 2),
     )
 
 
@@ -263,7 +263,7 @@ def _where_damaged(path: Path) -> str:
     return "damaged rows: " + ", ".join(f"{block.start}..{block.stop - 1}" for block in blocks)
 
 
-def _view(array: Any) -> npt.NDArray[Any]:
+def buffer_view(array: Any) -> npt.NDArray[Any]:
     """A primitive Arrow array as numpy, straight from its buffer: ``to_numpy`` would import pandas (1.5 s)."""
     dtype = np.dtype(array.type.to_pandas_dtype())
     return np.frombuffer(array.buffers()[1] or b"", dtype, count=len(array), offset=array.offset * dtype.itemsize)
