@@ -1,0 +1,168 @@
+"""From a layout file and a text tokenizer to a :class:`Vocabulary`; or from a checkpoint's own tokenizer files.
+
+A layout says which markers and media follow the text, in which order. How many text ids there are comes from the
+tokenizer bound to it. The ids of a published checkpoint are never assumed: they are read from its ``added_tokens.json``
+(or the newer places transformers writes them to), and every medium must be one contiguous run there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from pydantic import Field
+
+from configs.load import Config, load_config
+from pipeline.text import TextTokenizer, load_text_tokenizer
+from shards.errors import ConfigError, DatasetError
+from shards.vocabulary import Vocabulary, from_added_tokens, lay_out
+
+UINT16_IDS = 1 << 16
+
+
+class MediumLayout(Config):
+    """One medium's block: ``codebook_size * levels`` code ids, then ``start``, then ``end``."""
+
+    name: str
+    prefix: str
+    start: str
+    end: str
+    codebook_size: int = Field(gt=0)
+    levels: int = Field(gt=0)
+    """Levels the language model reads (speech 1, music 4), not those kept at rest."""
+
+
+class VocabularyLayout(Config):
+    """What a file in ``configs/vocabulary`` holds."""
+
+    name: str
+    text_size: int | None = Field(default=None, gt=0)
+    """Ids of the text; None takes the size of the text tokenizer."""
+    markers: tuple[str, ...]
+    media: tuple[MediumLayout, ...]
+    dtype: Literal["uint16", "uint32"] | None = None
+    """Refuse a vocabulary that needs a wider type than this at rest; None takes what is needed."""
+
+
+def load_vocabulary(
+    path: Path, *, text_tokenizer: TextTokenizer | None = None, overrides: Sequence[str] = ()
+) -> Vocabulary:
+    """Read a layout file and bind it to a text tokenizer, if one is given.
+
+    Raises:
+        ConfigError: the file is wrong, strings or sizes clash, or the ids do not fit ``dtype``; names file, key and fix.
+    """
+    return build_vocabulary(load_config(path, VocabularyLayout, overrides), text_tokenizer=text_tokenizer, where=str(path))
+
+
+def build_vocabulary(
+    layout: VocabularyLayout, *, text_tokenizer: TextTokenizer | None = None, where: str = "layout"
+) -> Vocabulary:
+    """Number a layout: text, markers, then each medium in order."""
+    _check_strings(layout, where)
+    media = [medium.model_dump() for medium in layout.media]
+    if text_tokenizer is None:
+        if layout.text_size is None:
+            raise ConfigError(f"{where}: key 'text_size': absent, so a text tokenizer must be given; run anygpt-text first")
+        vocabulary = lay_out(layout.name, text_size=layout.text_size, markers=layout.markers, media=media)
+        return _checked_dtype(vocabulary, layout, where)
+    if layout.text_size not in (None, text_tokenizer.size):
+        raise ConfigError(
+            f"{where}: key 'text_size': expected {text_tokenizer.size}, the size of the text tokenizer, found "
+            f"{layout.text_size}; give the tokenizer this layout was made for, or remove the key"
+        )
+    vocabulary = lay_out(
+        layout.name,
+        text_size=text_tokenizer.size,
+        markers=layout.markers,
+        media=media,
+        text_fingerprint=text_tokenizer.fingerprint,
+        bos_id=text_tokenizer.bos_id,
+        eos_id=text_tokenizer.eos_id,
+        pad_id=text_tokenizer.pad_id,
+    )
+    return _checked_dtype(vocabulary, layout, where)
+
+
+def vocabulary_from_checkpoint(
+    folder: Path, layout: VocabularyLayout, *, num_embeddings: int | None = None
+) -> tuple[Vocabulary, TextTokenizer]:
+    """The vocabulary of a checkpoint, from its own tokenizer files, and its text tokenizer.
+
+    Args:
+        layout: the strings that may be there; ids, order and unknown extra markers come from the folder.
+        num_embeddings: rows of the checkpoint's embedding, if known.
+
+    Raises:
+        DatasetError: no added tokens, a medium that is not one contiguous run, or too few embedding rows.
+    """
+    text_tokenizer = load_text_tokenizer(folder)
+    added = read_added_tokens(folder)
+    media = [medium.model_dump() for medium in layout.media]
+    first_added = min((added[name] for name in added if name in _own_strings(layout)), default=None)
+    if first_added is None:
+        raise DatasetError(f"{folder}: expected AnyGPT's added tokens, found none; give the folder of an AnyGPT checkpoint")
+    vocabulary = replace(
+        from_added_tokens(layout.name, text_size=first_added, added_tokens=added, media=media),
+        bos_id=text_tokenizer.bos_id,
+        eos_id=text_tokenizer.eos_id,
+        pad_id=text_tokenizer.pad_id,
+        text_fingerprint=text_tokenizer.fingerprint,
+    )
+    if num_embeddings is not None and num_embeddings < vocabulary.size:
+        raise DatasetError(
+            f"{folder}: expected at least {vocabulary.size} embedding rows for its tokenizer, found {num_embeddings}; "
+            "tokenizer and weights are of different checkpoints"
+        )
+    return vocabulary, text_tokenizer
+
+
+def read_added_tokens(folder: Path) -> dict[str, int]:
+    """Token string -> id, from ``added_tokens.json``, else ``tokenizer.json``, else ``tokenizer_config.json``."""
+    if data := _read_json(folder / "added_tokens.json"):
+        return {str(token): int(token_id) for token, token_id in data.items()}
+    if listed := _read_json(folder / "tokenizer.json").get("added_tokens"):
+        return {str(token["content"]): int(token["id"]) for token in listed}
+    decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    return {str(token["content"]): int(token_id) for token_id, token in decoder.items()}
+
+
+def _own_strings(layout: VocabularyLayout) -> set[str]:
+    return {*layout.markers, *(f"<{medium.prefix}0>" for medium in layout.media)}
+
+
+def _check_strings(layout: VocabularyLayout, where: str) -> None:
+    """Every string stands for one id; two that are equal would make the text form ambiguous."""
+    strings = list(layout.markers)
+    for medium in layout.media:
+        strings += [medium.start, medium.end, f"<{medium.prefix}0>"]
+    twice = sorted({text for text in strings if strings.count(text) > 1 or not text})
+    names = [medium.name for medium in layout.media]
+    twice += sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{where}: expected every marker, prefix and medium once, found {twice[0]!r} again; rename it")
+
+
+def _checked_dtype(vocabulary: Vocabulary, layout: VocabularyLayout, where: str) -> Vocabulary:
+    if layout.dtype == "uint16" and vocabulary.size > UINT16_IDS:
+        raise ConfigError(
+            f"{where}: key 'dtype': expected at most {UINT16_IDS} ids for uint16, found {vocabulary.size}; set dtype = "
+            '"uint32", or use a smaller text tokenizer'
+        )
+    return vocabulary
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except ValueError as error:
+        raise DatasetError(f"{path}: expected JSON, found {error}; copy the checkpoint's folder again") from error
+
+
+def vocabulary_facts(vocabulary: Vocabulary) -> Mapping[str, int]:
+    """Ids a modality, for a plan or a report: ``{"text": 1030, "image": 8194, ...}``, markers counted as text."""
+    media = {name: block.num_codes + 2 for name, block in vocabulary.blocks.items()}
+    return {"text": vocabulary.size - sum(media.values()), **media}
