@@ -1,0 +1,124 @@
+"""What ``anygpt-pack`` reads, and the text tokenizer, vocabulary and templates it opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import Field
+
+from configs.load import Config, load_config
+from pipeline.documents import Document
+from pipeline.packing import LongDocuments
+from pipeline.rendering import render_document
+from pipeline.templates import Templates, load_templates
+from pipeline.text import TextTokenizer, load_text_tokenizer
+from pipeline.vocabularies import VocabularyLayout, load_vocabulary, vocabulary_from_checkpoint
+from shards.errors import ConfigError
+from shards.records import TokenizedSample
+from shards.vocabulary import Vocabulary
+from tokenize_jobs.packing_unit import PackingRules, PackingUnit, Render, UnitResult, pack_unit
+
+
+class PackedSource(Config):
+    """One dataset of sample shards and how it is told."""
+
+    path: Path
+    """Folder with the manifest of sample shards."""
+    directions: dict[str, float] | None = None
+    """Direction -> share; absent takes what the templates say about the sample's corpus."""
+    draws: int = Field(default=1, ge=1)
+    """How often every sample is told, each time anew; an oversampled corpus needs several."""
+    splits: tuple[str, ...] = ()
+    """Keep samples of these corpus splits only; empty keeps all."""
+
+
+class PackingConfig(Config):
+    """What ``anygpt-pack`` reads."""
+
+    output: Path
+    """One folder per dataset is made in it."""
+    datasets: dict[str, PackedSource]
+    templates: Path = Path("configs/templates")
+    vocabulary: Path = Path("configs/vocabulary/tiny.toml")
+    """The layout: which markers and media follow the text."""
+    text_tokenizer: Path | None = None
+    """A Hugging Face folder; gives the text ids."""
+    checkpoint: Path | None = None
+    """Instead of ``text_tokenizer``: a checkpoint's folder, whose own files give every id."""
+    sequence_length: int = Field(default=4500, gt=1)
+    """Ids per row, padding included."""
+    long_documents: LongDocuments = "split"
+    seed: int = 0
+    unit_documents: int = Field(default=50_000, ge=1)
+    """Documents per shard, packed together; the bytes depend on it, so it is no matter of how many workers there are."""
+    validation_share: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of sample ids, by hash, packed apart into ``<dataset>-validation``."""
+    reject_budget: float = Field(default=0.05, ge=0.0, le=1.0)
+    """Share of documents, of a unit and of a dataset, that may be rejected."""
+    workers: int = Field(default=0, ge=0)
+    """Ray actors; 0 packs in this process, which is faster until there are some 100,000 documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What turns a sample into ids."""
+
+    text_tokenizer: TextTokenizer
+    vocabulary: Vocabulary
+    templates: Templates
+
+
+def load_language(config: PackingConfig) -> Language:
+    """Open text tokenizer, vocabulary and templates.
+
+    Raises:
+        ConfigError: if not exactly one of ``text_tokenizer`` and ``checkpoint`` is given.
+    """
+    templates = load_templates(config.templates)
+    if (config.text_tokenizer is None) == (config.checkpoint is None):
+        raise ConfigError(
+            "packing: expected either text_tokenizer or checkpoint, found both or none; give the one you have"
+        )
+    if config.checkpoint is not None:
+        layout = load_config(config.vocabulary, VocabularyLayout)
+        vocabulary, text_tokenizer = vocabulary_from_checkpoint(config.checkpoint, layout)
+    else:
+        assert config.text_tokenizer is not None
+        text_tokenizer = load_text_tokenizer(config.text_tokenizer)
+        vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=text_tokenizer)
+    return Language(text_tokenizer, vocabulary, templates)
+
+
+def pack_with(unit: PackingUnit, config: PackingConfig, language: Language) -> UnitResult:
+    """Pack one unit as its config says; the same here and in a Ray actor."""
+    return pack_unit(unit, _render(config, unit.dataset, language), _rules(config, unit.dataset, language))
+
+
+def _render(config: PackingConfig, dataset: str, language: Language) -> Render:
+    """How samples of one dataset are written as documents."""
+
+    def render(sample: TokenizedSample, draw: int) -> Document:
+        return render_document(
+            sample,
+            language.templates,
+            language.vocabulary,
+            language.text_tokenizer,
+            draw=draw,
+            seed=config.seed,
+            directions=config.datasets[dataset].directions,
+        )
+
+    return render
+
+
+def _rules(config: PackingConfig, dataset: str, language: Language) -> PackingRules:
+    """How documents of one dataset are packed."""
+    return PackingRules(
+        language.vocabulary,
+        config.sequence_length,
+        config.long_documents,
+        config.datasets[dataset].splits,
+        config.validation_share,
+        config.reject_budget,
+    )
