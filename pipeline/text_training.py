@@ -1,0 +1,143 @@
+"""``anygpt-text``: from sample shards and templates to a text tokenizer and the vocabulary numbered with it.
+
+The tokenizer's bytes depend on the texts, whatever their order, and on the config. What they were is written beside it as
+``origin.json``; when that says what would be done again, nothing is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import tokenizers
+from pydantic import Field
+
+from configs.load import Config
+from pipeline.templates import Templates, load_templates
+from pipeline.text import folder_fingerprint, load_text_tokenizer, train_text_tokenizer
+from pipeline.vocabularies import load_vocabulary, vocabulary_facts
+from shards.errors import ConfigError
+from shards.manifest import fingerprint, read_manifest
+from shards.vocabulary import Vocabulary
+from shards.writer import commit_bytes
+
+ORIGIN_NAME = "origin.json"
+VOCABULARY_NAME = "vocabulary.json"
+
+
+class TextConfig(Config):
+    """``configs/tokenizers/text.toml``."""
+
+    output: Path
+    """Folder of the tokenizer; ``vocabulary.json`` is written beside it."""
+    vocab_size: int = Field(default=1024, gt=0)
+    datasets: tuple[Path, ...] = ()
+    """Folders of sample shards whose texts are read."""
+    splits: tuple[str, ...] = ("train",)
+    """Splits that are read; empty reads all."""
+    templates: Path
+    vocabulary: Path
+    words: tuple[str, ...] = ()
+    """Words that must be one piece each."""
+
+
+def make_text_tokenizer(config: TextConfig) -> tuple[Vocabulary, bool]:
+    """Train tokenizer and vocabulary if they are not there yet.
+
+    Returns:
+        The vocabulary, and whether anything had to be done.
+
+    Raises:
+        ConfigError: a dataset without sample shards, or sizes that do not go together.
+    """
+    templates = load_templates(config.templates)
+    facts = text_facts(config, templates)
+    vocabulary_path = config.output.parent / VOCABULARY_NAME
+    if _is_done(config.output, facts) and vocabulary_path.is_file():
+        known = Vocabulary.from_json(json.loads(vocabulary_path.read_text(encoding="utf-8")))
+        current = load_vocabulary(config.vocabulary, text_tokenizer=load_text_tokenizer(config.output))
+        if known == current:
+            return known, False
+    texts = [*instruction_texts(templates), *sample_texts(config)]
+    tokenizer = train_text_tokenizer(texts, config.vocab_size, config.output, words=config.words)
+    vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=tokenizer)
+    commit_bytes(vocabulary_path, _json_bytes(vocabulary.to_json()))
+    # Last, so that a run that was killed before is done again.
+    origin = facts | {"tokenizer": tokenizer.fingerprint, "texts": len(texts)}
+    commit_bytes(config.output / ORIGIN_NAME, _json_bytes(origin))
+    return vocabulary, True
+
+
+def text_plan(config: TextConfig) -> str:
+    """What the command would do, in a few lines."""
+    templates = load_templates(config.templates)
+    done = _is_done(config.output, text_facts(config, templates))
+    rows = sum(read_manifest(folder).num_rows for folder in config.datasets)
+    lines = [
+        f"output: {config.output} ({'done' if done else 'to do'}), {VOCABULARY_NAME} beside it",
+        f"texts: {rows} samples of {len(config.datasets)} datasets, {len(instruction_texts(templates))} instructions",
+        f"ids: {config.vocab_size} wanted, {len(config.words)} words in one piece each",
+    ]
+    return "\n".join(lines)
+
+
+def describe_vocabulary(vocabulary: Vocabulary) -> str:
+    """One line: ``tiny: 18,448 ids (text 1,030, image 8,194, ...)``."""
+    parts = ", ".join(f"{name} {count:,}" for name, count in vocabulary_facts(vocabulary).items())
+    return f"{vocabulary.name}: {vocabulary.size:,} ids ({parts}), fingerprint {vocabulary.fingerprint}"
+
+
+def text_facts(config: TextConfig, templates: Templates) -> dict[str, Any]:
+    """Everything that decides the tokenizer's bytes."""
+    return {
+        "vocab_size": config.vocab_size,
+        "words": list(config.words),
+        "splits": list(config.splits),
+        "datasets": sorted(fingerprint([s.sha256 for s in read_manifest(folder).shards]) for folder in config.datasets),
+        "templates": templates.fingerprint,
+        "library": f"tokenizers {tokenizers.__version__}",
+    }
+
+
+def instruction_texts(templates: Templates) -> list[str]:
+    """Every sentence of the pools, and the system message, as they stand in a document: behind a space."""
+    texts = [f" {templates.preset.system}"]
+    for medium in templates.media.values():
+        texts += [f" {text}" for text in (*medium.instructions.x_to_text, *medium.instructions.text_to_x)]
+    return texts
+
+
+def sample_texts(config: TextConfig) -> Iterator[str]:
+    """Every text of the sample shards, behind a space; media columns are not read."""
+    for folder in config.datasets:
+        manifest = read_manifest(folder)
+        if manifest.kind != "samples":
+            raise ConfigError(f"key 'datasets': expected sample shards, found {folder} of kind {manifest.kind!r}")
+        for entry in manifest.shards:
+            table = pq.ParquetFile(folder / entry.path).read(columns=["split", "segments.list.element.text"])
+            if config.splits:
+                table = table.filter(pc.is_in(table["split"], value_set=pa.array(list(config.splits), pa.string())))
+            for segments in table["segments"].to_pylist():
+                yield from (f" {segment['text']}" for segment in segments if segment["text"])
+
+
+def _is_done(folder: Path, facts: dict[str, Any]) -> bool:
+    path = folder / ORIGIN_NAME
+    if not path.is_file():
+        return False
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return all(origin.get(key) == value for key, value in facts.items()) and origin.get(
+        "tokenizer"
+    ) == folder_fingerprint(folder)
+
+
+def _json_bytes(data: Any) -> bytes:
+    return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
