@@ -1,4 +1,4 @@
-"""Stage 2: multi-turn dialogues, trained on what the assistant says and on nothing else.
+r"""Stage 2: multi-turn dialogues, trained on what the assistant says and on nothing else.
 
 Source: AnyGPT's released chat form (anygpt-compat 3.5, template ``MMGPT``)::
 
@@ -55,7 +55,9 @@ def turns_of(sample: TokenizedSample) -> list[Turn]:
         )
     for turn in turns:
         if turn.role == ASSISTANT and not any(s.codes is not None or (s.text or "").strip() for s in turn.segments):
-            raise SampleError("dialogue_empty", f"{sample.sample_id}: expected a reply in every turn, found an empty one")
+            raise SampleError(
+                "dialogue_empty", f"{sample.sample_id}: expected a reply in every turn, found an empty one"
+            )
     return turns
 
 

@@ -108,7 +108,7 @@ def load_templates(folder: Path, overrides: Sequence[str] = ()) -> Templates:
         overrides: ``--set`` strings for ``dialogue.toml``, e.g. ``preset=AnyGPT``.
 
     Raises:
-        ConfigError: a file is missing or wrong; a pool too small, with doubles or special strings; shares that do not sum to 1.
+        ConfigError: a file is missing or wrong; a pool is too small, has doubles or special strings; shares do not sum to 1.
     """
     media: dict[Modality, MediumTemplate] = {}
     for modality in Modality:

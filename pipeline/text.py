@@ -103,16 +103,17 @@ def load_text_tokenizer(folder: Path) -> TextTokenizer:
     config = _read_json(folder / "tokenizer_config.json")
     raw = Tokenizer.from_str(json.dumps(_without_additions(state)))
     size = raw.get_vocab_size(with_added_tokens=False)
-    ids = {name: backend.token_to_id(name) for name in _special_names(config).values()}
-    special = {role: ids[name] for role, name in _special_names(config).items() if ids[name] is not None}
+    names = _special_names(config)
+    special = {role: found for role, name in names.items() if (found := backend.token_to_id(name)) is not None}
     if "bos" not in special or "eos" not in special:
-        raise TokenizerError(f"{folder}: expected ids for {_special_names(config)}, found {ids}; name them in tokenizer_config.json")
+        raise TokenizerError(
+            f"{folder}: expected ids for {names}, found {special}; name the special tokens in tokenizer_config.json"
+        )
     # Some folders keep their special tokens behind the model's own pieces.
     size = max(size, *(token_id + 1 for token_id in special.values()))
     pad_id = special.get("pad", special.get("unk", 0))
-    return TextTokenizer(
-        size, special["bos"], special["eos"], pad_id, _dummy_space(state, config), folder_fingerprint(folder), raw
-    )
+    dummy_space = _dummy_space(state, config)
+    return TextTokenizer(size, special["bos"], special["eos"], pad_id, dummy_space, folder_fingerprint(folder), raw)
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -137,7 +138,9 @@ def train_text_tokenizer(
     if vocab_size < least:
         raise ConfigError(f"vocab_size: expected at least {least} (specials and bytes), found {vocab_size}; raise it")
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = cast(Any, PreTokenizers([Split(Regex(_WORDS), "isolated"), ByteLevel(False, use_regex=False)]))
+    tokenizer.pre_tokenizer = cast(
+        Any, PreTokenizers([Split(Regex(_WORDS), "isolated"), ByteLevel(False, use_regex=False)])
+    )
     tokenizer.decoder = cast(Any, ByteLevelDecoder())
     trainer = BpeTrainer(
         vocab_size=vocab_size,
@@ -150,7 +153,9 @@ def train_text_tokenizer(
     commit_bytes(folder / "tokenizer_config.json", _config_bytes())
     trained = load_text_tokenizer(folder)
     if split := [word for word in words if len(trained.encode(f" {word}")) != 1]:
-        raise ConfigError(f"vocab_size: {vocab_size} ids leave {len(split)} wanted words in pieces, {split[:5]}; raise it")
+        raise ConfigError(
+            f"vocab_size: {vocab_size} ids leave {len(split)} wanted words in pieces, {split[:5]}; raise it"
+        )
     return trained
 
 
@@ -187,8 +192,10 @@ def _open_backend(folder: Path) -> Tokenizer:
         if (folder / "tokenizer.model").is_file():
             return _convert_sentencepiece(folder)
     # tokenizers and the converters raise whatever their parsers raise; the folder and the fix are what helps.
-    except Exception as error:  # noqa: BLE001
-        raise TokenizerError(f"{folder}: expected a tokenizer that opens, found {error!r}; copy the folder again") from error
+    except Exception as error:
+        raise TokenizerError(
+            f"{folder}: expected a tokenizer that opens, found {error!r}; copy the folder again"
+        ) from error
     raise TokenizerError(
         f"{folder}: expected tokenizer.json or tokenizer.model, found neither; run anygpt-text, or give the folder of a "
         "checkpoint that holds its tokenizer"

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tokenizers
 from pydantic import Field
@@ -120,10 +118,10 @@ def sample_texts(config: TextConfig) -> Iterator[str]:
             raise ConfigError(f"key 'datasets': expected sample shards, found {folder} of kind {manifest.kind!r}")
         for entry in manifest.shards:
             table = pq.ParquetFile(folder / entry.path).read(columns=["split", "segments.list.element.text"])
-            if config.splits:
-                table = table.filter(pc.is_in(table["split"], value_set=pa.array(list(config.splits), pa.string())))
-            for segments in table["segments"].to_pylist():
-                yield from (f" {segment['text']}" for segment in segments if segment["text"])
+            rows = zip(table["split"].to_pylist(), table["segments"].to_pylist(), strict=True)
+            for split, segments in rows:
+                if split in config.splits or not config.splits:
+                    yield from (f" {segment['text']}" for segment in segments if segment["text"])
 
 
 def _is_done(folder: Path, facts: dict[str, Any]) -> bool:

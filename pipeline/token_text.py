@@ -46,7 +46,9 @@ def read_codes(block: MediaBlock, text: str) -> Codes:
     body = re.sub(r"\s+", "", text if inner is None else inner)
     token = rf"<{re.escape(block.prefix)}([0-9]+)>"
     if not re.fullmatch(f"(?:{token})+", body):
-        raise SampleError("token_text_malformed", f"{block.name}: expected <{block.prefix}N> tokens, found {body[:60]!r}")
+        raise SampleError(
+            "token_text_malformed", f"{block.name}: expected <{block.prefix}N> tokens, found {body[:60]!r}"
+        )
     indices = [int(digits) for digits in re.findall(token, body)]
     whole = indices[: len(indices) - len(indices) % block.levels]
     if not whole or max(whole) >= block.num_codes:

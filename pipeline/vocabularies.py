@@ -55,7 +55,9 @@ def load_vocabulary(
     Raises:
         ConfigError: the file is wrong, strings or sizes clash, or the ids do not fit ``dtype``; names file, key and fix.
     """
-    return build_vocabulary(load_config(path, VocabularyLayout, overrides), text_tokenizer=text_tokenizer, where=str(path))
+    return build_vocabulary(
+        load_config(path, VocabularyLayout, overrides), text_tokenizer=text_tokenizer, where=str(path)
+    )
 
 
 def build_vocabulary(
@@ -66,7 +68,9 @@ def build_vocabulary(
     media = [medium.model_dump() for medium in layout.media]
     if text_tokenizer is None:
         if layout.text_size is None:
-            raise ConfigError(f"{where}: key 'text_size': absent, so a text tokenizer must be given; run anygpt-text first")
+            raise ConfigError(
+                f"{where}: key 'text_size': absent, so a text tokenizer must be given; run anygpt-text first"
+            )
         vocabulary = lay_out(layout.name, text_size=layout.text_size, markers=layout.markers, media=media)
         return _checked_dtype(vocabulary, layout, where)
     if layout.text_size not in (None, text_tokenizer.size):
@@ -104,7 +108,9 @@ def vocabulary_from_checkpoint(
     media = [medium.model_dump() for medium in layout.media]
     first_added = min((added[name] for name in added if name in _own_strings(layout)), default=None)
     if first_added is None:
-        raise DatasetError(f"{folder}: expected AnyGPT's added tokens, found none; give the folder of an AnyGPT checkpoint")
+        raise DatasetError(
+            f"{folder}: expected AnyGPT's added tokens, found none; give the folder of an AnyGPT checkpoint"
+        )
     vocabulary = replace(
         from_added_tokens(layout.name, text_size=first_added, added_tokens=added, media=media),
         bos_id=text_tokenizer.bos_id,
@@ -143,7 +149,9 @@ def _check_strings(layout: VocabularyLayout, where: str) -> None:
     names = [medium.name for medium in layout.media]
     twice += sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"{where}: expected every marker, prefix and medium once, found {twice[0]!r} again; rename it")
+        raise ConfigError(
+            f"{where}: expected every marker, prefix and medium once, found {twice[0]!r} again; rename it"
+        )
 
 
 def _checked_dtype(vocabulary: Vocabulary, layout: VocabularyLayout, where: str) -> Vocabulary:

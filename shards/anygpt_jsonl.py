@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from shards.errors import SampleError
@@ -28,7 +28,14 @@ from shards.vocabulary import MediaBlock, Modality, lay_out
 ANYGPT_MARKERS = ("[Human]", "[MMGPT]", "<eoh>", "<eos>")
 ANYGPT_MEDIA: tuple[Mapping[str, Any], ...] = (
     {"name": "image", "prefix": "\U0001f440", "start": "<soim>", "end": "<eoim>", "codebook_size": 8192, "levels": 1},
-    {"name": "speech", "prefix": "\U0001f5e3\ufe0f", "start": "<sosp>", "end": "<eosp>", "codebook_size": 1024, "levels": 1},
+    {
+        "name": "speech",
+        "prefix": "\U0001f5e3\ufe0f",
+        "start": "<sosp>",
+        "end": "<eosp>",
+        "codebook_size": 1024,
+        "levels": 1,
+    },
     {"name": "music", "prefix": "\U0001f3b6", "start": "<somu>", "end": "<eomu>", "codebook_size": 2048, "levels": 4},
 )
 """The strings of the published files; ``configs/vocabulary/anygpt-stage1.toml`` says the same, and a test that it does."""
@@ -83,7 +90,7 @@ def parse_line(data: bytes, *, corpus: str, source_file: str, number: int) -> li
         raise SampleError("conversation_malformed", f"expected a list of dialogues, found {str(dialogues)[:60]!r}")
     out: list[TokenizedSample | SampleError] = []
     for k, dialogue in enumerate(cast(list[Any], dialogues)):
-        member = LineForm(**asdict(form) | {"dialogue": (k, len(dialogues))})
+        member = replace(form, dialogue=(k, len(dialogues)))
         dialogue_id = sample_id if len(dialogues) == 1 else f"{sample_id}/{k}"
         try:
             out.append(_sample(dialogue_id, corpus, _dialogue_segments(dialogue), member, source_file, number))
@@ -113,8 +120,8 @@ def form_of(sample: TokenizedSample) -> LineForm:
     """The form a sample came in, or the published one for a sample of another origin."""
     if sample.provenance.member.startswith('{"keys"'):
         data = json.loads(sample.provenance.member)
-        dialogue = tuple(data.pop("dialogue")) if data.get("dialogue") else None
-        return LineForm(tuple(data.pop("keys")), dialogue=cast(Any, dialogue), **{k: v for k, v in data.items() if k != "dialogue"})
+        keys, dialogue = tuple(data.pop("keys")), data.pop("dialogue")
+        return LineForm(keys, dialogue=(dialogue[0], dialogue[1]) if dialogue else None, **data)
     if any(segment.slot in ("user", "assistant") for segment in sample.segments):
         return LineForm(("id", "conversation"), extra={"id": sample.sample_id}, dialogue=(0, 1))
     media = [str(segment.modality) for segment in sample.segments if segment.codes is not None]
@@ -212,7 +219,9 @@ def _utf8(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise SampleError("text_malformed", f"expected Unicode text, found a lone surrogate at {error.start}") from error
+        raise SampleError(
+            "text_malformed", f"expected Unicode text, found a lone surrogate at {error.start}"
+        ) from error
     return text
 
 
@@ -230,7 +239,7 @@ def _pair_fields(sample: TokenizedSample) -> dict[str, str]:
         raise SampleError(
             "not_a_pair", f"{sample.sample_id}: expected one text and one medium, found {len(texts)} and {len(media)}"
         )
-    return {"text": cast(str, texts[0]), str(media[0].modality): _segment_text(media[0])}
+    return {"text": texts[0], str(media[0].modality): _segment_text(media[0])}
 
 
 def _messages(sample: TokenizedSample) -> list[dict[str, str]]:

@@ -33,7 +33,9 @@ def verify(argv: Sequence[str] | None = None) -> int:
 
 def convert(argv: Sequence[str] | None = None) -> int:
     """``anygpt-convert import JSONL DATASET`` and ``anygpt-convert export DATASET JSONL``: AnyGPT's own data files."""
-    parser = argparse.ArgumentParser(prog="anygpt-convert", description="AnyGPT's data files to sample shards and back.")
+    parser = argparse.ArgumentParser(
+        prog="anygpt-convert", description="AnyGPT's data files to sample shards and back."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, source, output in (("import", "folder of .jsonl files", "dataset"), ("export", "dataset", "folder")):
         command = verbs.add_parser(verb, help=f"{source} -> {output}")

@@ -113,7 +113,7 @@ def import_jsonl(source: Path, output: Path, *, lines_per_shard: int = LINES_PER
         fingerprint=made_of,
         shards=tuple(shards),
         format_version=FORMAT_VERSION,
-        tokenizers={modality: "imported from AnyGPT token text" for modality in sorted(counts.frames)},
+        tokenizers=dict.fromkeys(sorted(counts.frames), "imported from AnyGPT token text"),
         config={"lines_per_shard": lines_per_shard},
         counts=counts.summary(),
         extra={"final_newline": endings, "inexact": counts.inexact},
@@ -135,14 +135,18 @@ def export_jsonl(dataset: Path, output: Path) -> dict[str, int]:
     """
     manifest = read_manifest(dataset)
     if manifest.kind != "samples":
-        raise DatasetError(f"{dataset}: expected sample shards, found a dataset of kind {manifest.kind!r}; export those")
+        raise DatasetError(
+            f"{dataset}: expected sample shards, found a dataset of kind {manifest.kind!r}; export those"
+        )
     written: Counter[str] = Counter()
     endings = manifest.extra.get("final_newline", {})
     samples = (sample for entry in manifest.shards for sample in table_to_samples(pq.read_table(dataset / entry.path)))
     for name, group in groupby(samples, key=_file_of):
         path = output / _inside(name, dataset)
         # A corpus of its own origin may come in several runs; the first one starts the file anew.
-        written[name] += _export_file(path, group, append=written[name] > 0, newline=endings.get(name, True), counts=written)
+        written[name] += _export_file(
+            path, group, append=written[name] > 0, newline=endings.get(name, True), counts=written
+        )
     return dict(sorted(written.items()))
 
 
@@ -173,9 +177,7 @@ def batched_lines(file: Iterable[bytes], count: int) -> Iterator[list[tuple[int,
         yield batch
 
 
-def _import_line(
-    line: bytes, corpus: str, name: str, number: int, counts: ImportCounts
-) -> list[TokenizedSample]:
+def _import_line(line: bytes, corpus: str, name: str, number: int, counts: ImportCounts) -> list[TokenizedSample]:
     try:
         found = parse_line(line, corpus=corpus, source_file=name, number=number)
     except SampleError as error:
@@ -226,7 +228,7 @@ def _file_of(sample: TokenizedSample) -> str:
 def _inside(name: str, dataset: Path) -> PurePosixPath:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not path.parts:
-        raise DatasetError(f"{dataset}: expected source files below the output folder, found {name!r}; it was not made by us")
+        raise DatasetError(f"{dataset}: expected source files below the output folder, found {name!r}; it is not ours")
     return path
 
 
