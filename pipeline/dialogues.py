@@ -26,6 +26,8 @@ from shards.records import Segment, TokenizedSample
 from shards.vocabulary import Modality, Vocabulary
 
 USER, ASSISTANT = "user", "assistant"
+# What a spoken request says, if the corpus has it. It heads the reply: ``<-Ins-> {transcript}\n <-Res-> {reply}``.
+TRANSCRIPT = "transcript"
 # Inside an assistant's turn: the transcript of a spoken request, then the reply to it. A stage-1 vocabulary spells them out.
 REPLY_MARKS = ("<-Ins->", "<-Res->")
 _REPLY_MARKS = re.compile("(" + "|".join(map(re.escape, REPLY_MARKS)) + ")")
@@ -41,13 +43,14 @@ class Turn:
 
 
 def turns_of(sample: TokenizedSample) -> list[Turn]:
-    """Consecutive segments of one slot make one turn.
+    """Consecutive segments of one slot make one turn; a transcript joins the reply after it.
 
     Raises:
         SampleError: ``turns_out_of_order`` unless user and assistant alternate, user first and assistant last;
             ``dialogue_empty`` if an assistant says nothing.
     """
-    turns = [Turn(slot, tuple(segments)) for slot, segments in groupby(sample.segments, key=lambda s: s.slot)]
+    runs = [Turn(slot, tuple(segments)) for slot, segments in groupby(sample.segments, key=lambda s: s.slot)]
+    turns = _join_transcripts(runs)
     roles = [turn.role for turn in turns]
     if not roles or roles != [USER, ASSISTANT] * (len(roles) // 2):
         raise SampleError(
@@ -128,6 +131,18 @@ def chat_request(task: str, instruction: str, media: Sequence[Segment], template
 def reply_marks_in(vocabulary: Vocabulary) -> bool:
     """Whether spoken requests can be answered with marks of their own, or only with their spelling."""
     return all(mark in vocabulary.markers for mark in REPLY_MARKS)
+
+
+def _join_transcripts(runs: Sequence[Turn]) -> list[Turn]:
+    """Put a transcript at the head of the reply after it; one that no reply follows stays, to be refused."""
+    turns: list[Turn] = []
+    for turn in runs:
+        if turn.role == ASSISTANT and turns and turns[-1].role == TRANSCRIPT:
+            heard = " ".join(segment.text or "" for segment in turns.pop().segments).strip()
+            opening = Segment(ASSISTANT, Modality.TEXT, f"{REPLY_MARKS[0]} {heard}\n {REPLY_MARKS[1]} ")
+            turn = Turn(ASSISTANT, (opening, *turn.segments))
+        turns.append(turn)
+    return turns
 
 
 def _user_pieces(turn: Turn, preset: DialoguePreset, *, border: bool) -> list[Piece]:

@@ -28,7 +28,7 @@ from pipeline.templates import (
 )
 from shards.errors import SampleError
 from shards.records import Segment, TokenizedSample
-from shards.vocabulary import Modality, Vocabulary
+from shards.vocabulary import Modality, TokenIds, Vocabulary
 
 HUMAN, ASSISTANT, HUMAN_END, ASSISTANT_END = "[Human]", "[MMGPT]", "<eoh>", "<eos>"
 
@@ -92,6 +92,28 @@ def prompt_pieces(
             raise SampleError("text_missing", f"{direction}: expected a text to start from, found none")
         asked = [TextPiece(f": {instruction} This is input: {text}")]
     return [MarkerPiece(HUMAN), *asked, MarkerPiece(HUMAN_END), TextPiece(" "), MarkerPiece(ASSISTANT), TextPiece(":")]
+
+
+def prompt_token_ids(
+    direction: str,
+    vocabulary: Vocabulary,
+    text_tokenizer: TextEncoder,
+    *,
+    instruction: str,
+    text: str | None = None,
+    medium: Segment | None = None,
+    start_medium: bool = True,
+) -> TokenIds:
+    """(n,) ids a generation starts from: ``<s>`` and :func:`prompt_pieces`.
+
+    Args:
+        start_medium: where a medium is wanted, go on up to and with its start marker, so that only codes can follow.
+    """
+    pieces = prompt_pieces(direction, instruction=instruction, text=text, medium=medium)
+    modality, to_text = split_direction(direction)
+    if start_medium and not to_text:
+        pieces += [TextPiece(" "), MarkerPiece(vocabulary.block(modality).start)]
+    return write_token_ids(pieces, vocabulary, text_tokenizer, complete=False).token_ids
 
 
 def custom_prompt_pieces(request: str) -> list[Piece]:
