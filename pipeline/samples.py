@@ -1,7 +1,8 @@
 """Raw samples: what a corpus reader yields, before any tokenizer has seen it.
 
 A reader never decodes media: it hands over bytes (or a cut of a longer recording) together with where they came from.
-What cannot be a sample at all is a :class:`Reject`, so that inputs = samples + rejects, whatever the file looks like.
+What cannot be a sample at all is a :class:`Reject`; what the corpus's own published rules or our filters leave out is
+:class:`Filtered`. So inputs = samples + filtered + rejects, whatever the file looks like.
 """
 
 from __future__ import annotations
@@ -72,8 +73,26 @@ class Reject:
 
 
 @dataclass(frozen=True, slots=True)
+class Filtered:
+    """A sound input that is left out on purpose, with the name of the rule; it is counted, and no fault of anyone's."""
+
+    sample_id: str
+    corpus: str
+    reason: str
+    message: str
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """One raw file a reader walks item by item: the unit of listing. ``num_items`` counts every input in it."""
+    """One raw file a reader walks item by item: the unit of listing.
+
+    Attributes:
+        num_items: every input in it, those that will be rejected included.
+        part: the reader's own address of a part, where one file holds several sources (GigaSpeech: one a recording);
+            opaque to everybody else, and to be handed back with the rest of the source.
+    """
 
     path: Path
     num_items: int
+    part: str = ""
