@@ -12,14 +12,17 @@ import pyarrow.parquet as pq
 TEMPORARY_SUFFIX = ".tmp"
 
 
-def commit_bytes(path: Path, data: bytes) -> str:
+def commit_bytes(path: Path, data: bytes, *, writer: str = "") -> str:
     """Write ``data`` under ``path`` atomically and durably.
+
+    Args:
+        writer: part of the temporary name, where two processes may commit the same file at once.
 
     Returns:
         sha256 of the bytes, hex.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = path.with_name(path.name + writer + TEMPORARY_SUFFIX)
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -38,7 +41,7 @@ def commit_file(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def commit_table(path: Path, table: pa.Table) -> str:
+def commit_table(path: Path, table: pa.Table, *, writer: str = "") -> str:
     """Write a Parquet + zstd file atomically; the bytes depend on the table and the pyarrow version alone.
 
     Returns:
@@ -46,7 +49,7 @@ def commit_table(path: Path, table: pa.Table) -> str:
     """
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=1 << 16)
-    return commit_bytes(path, sink.getvalue().to_pybytes())
+    return commit_bytes(path, sink.getvalue().to_pybytes(), writer=writer)
 
 
 def file_sha256(path: Path) -> str:
