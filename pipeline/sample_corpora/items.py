@@ -16,7 +16,7 @@ from pipeline.sample_corpora.config import SampleCorporaConfig, Split
 from pipeline.sample_corpora.draws import balanced, generator, pick
 from pipeline.sample_corpora.encoders import Sound, jpeg_bytes
 from pipeline.sample_corpora.pictures import PictureAttributes
-from pipeline.sample_corpora.sentences import Sentence, draw_sentence
+from pipeline.sample_corpora.sentences import Sentence, all_sentences
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,9 @@ def music_caption(rng: np.random.Generator, attributes: music.MusicAttributes) -
 
 
 def spoken_item(task: Task, index: int) -> tuple[Sentence, speech.Voice]:
-    """The ``index``-th sentence and who says it: the voices take turns."""
+    """The ``index``-th sentence, each of its side equally often, and who says it: the voices take turns."""
     voices = task.config.speech.voices
-    sentence = draw_sentence(task.rng("sentence", index), held_out=task.held_out)
+    sentence = balanced(all_sentences(held_out=task.held_out), index, task.config.seed, task.corpus)
     return sentence, speech.voice_by_name(voices[index % len(voices)])
 
 

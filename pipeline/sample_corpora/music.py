@@ -46,7 +46,7 @@ TEMPLATES = (
     "the {instrument} plays {a_pattern}, the key is {key} and the tempo is {tempo}",
     "in {key}, at a {tempo} pace, {a_pattern} is heard on the {instrument}",
     "solo {instrument} in {key} with {a_pattern} at {tempo} speed",
-    "this recording has {a_instrument} repeating {a_pattern} in {key}, with a {tempo} beat",
+    "this recording has {a_instrument} playing {a_pattern} in {key}, with a {tempo} beat",
 )
 
 _TONIC_SEMITONES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9}  # above C

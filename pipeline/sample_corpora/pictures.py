@@ -69,15 +69,17 @@ ALT_TEXT_TEMPLATES = (
 )
 TEMPLATES = SENTENCE_TEMPLATES + ALT_TEXT_TEMPLATES
 
+# Chosen so that the two most similar compositions, a purple circle and a purple square on gray, differ by 11 of 255 (root
+# mean square); gray in the middle of the scale would hide purple and green.
 _COLOUR_RGB = {
     "red": (214, 40, 40),
     "orange": (247, 133, 28),
-    "yellow": (252, 216, 42),
-    "green": (44, 152, 68),
-    "blue": (38, 88, 206),
-    "purple": (132, 58, 172),
+    "yellow": (255, 220, 10),
+    "green": (24, 148, 60),
+    "blue": (30, 80, 214),
+    "purple": (140, 44, 184),
 }
-_BACKGROUND_RGB = {"white": (245, 245, 245), "black": (18, 18, 18), "gray": (128, 128, 128), "beige": (222, 203, 168)}
+_BACKGROUND_RGB = {"white": (245, 245, 245), "black": (18, 18, 18), "gray": (168, 168, 168), "beige": (230, 208, 170)}
 _CENTRE_PX = {"left": (56, 112), "right": (168, 112), "top": (112, 56), "bottom": (112, 168), "center": (112, 112)}
 _SUPERSAMPLING = 4
 
@@ -216,12 +218,12 @@ def _star_outline(points: int, outer: float, inner: float) -> list[tuple[float, 
 
 
 _OUTLINES: dict[str, list[tuple[float, float]]] = {
-    "square": [(-40, -40), (40, -40), (40, 40), (-40, 40)],
+    "square": [(-41, -41), (41, -41), (41, 41), (-41, 41)],
     "triangle": [(0, -46), (50, 40), (-50, 40)],
-    "star": _star_outline(5, outer=53, inner=22),
+    "star": _star_outline(5, outer=51, inner=21),
     "cross": [
         *((-15, -45), (15, -45), (15, -15), (45, -15), (45, 15), (15, 15)),
         *((15, 45), (-15, 45), (-15, 15), (-45, 15), (-45, -15), (-15, -15)),
     ],
-    "diamond": [(0, -52), (36, 0), (0, 52), (-36, 0)],
+    "diamond": [(0, -51), (36, 0), (0, 51), (-36, 0)],
 }

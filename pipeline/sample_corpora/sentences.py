@@ -6,11 +6,13 @@ words; both depend on the words alone, so a sentence is on the same side whateve
 
 from __future__ import annotations
 
+import functools
+import string
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
-import numpy as np
-
-from pipeline.sample_corpora.draws import pick, stable_int
+from pipeline.sample_corpora.draws import stable_int
 from pipeline.sample_corpora.music import INSTRUMENTS
 from pipeline.sample_corpora.pictures import COLOURS, HELD_OUT_PAIRS, PLURALS, SHAPES, parse_caption, with_article
 
@@ -36,6 +38,16 @@ _STATEMENTS = (
     "play {a_tempo} {instrument} song",
 )
 _QUESTIONS = ("is the {shape} {colour}", "is the {colour} {shape} {place}", "is there {a_colour} {shape}")
+_FILLINGS: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "shapes": tuple(PLURALS.values()),
+    "colour": COLOURS,
+    "a_colour": tuple(with_article(colour) for colour in COLOURS),
+    "number": NUMBERS,
+    "place": SPOKEN_PLACES,
+    "a_tempo": tuple(with_article(tempo) for tempo in SPOKEN_TEMPI),
+    "instrument": INSTRUMENTS,
+}
 _HELD_OUT_ONE_IN = 10
 
 
@@ -62,12 +74,13 @@ class Sentence:
         return names_held_out_pair(self.words) or stable_int("sentence", self.words) % _HELD_OUT_ONE_IN == 0
 
 
-def draw_sentence(rng: np.random.Generator, *, held_out: bool = False) -> Sentence:
-    """One sentence of the training side, or of the held-out side."""
-    while True:
-        sentence = _any_sentence(rng)
-        if sentence.held_out == held_out:
-            return sentence
+@functools.cache
+def all_sentences(*, held_out: bool | None = None) -> tuple[Sentence, ...]:
+    """Every sentence of the grammar once, in a fixed order; all of them, or only those that are (not) held out."""
+    questions = frozenset(words for template in _QUESTIONS for words in _fill(template))
+    words = dict.fromkeys(words for template in _STATEMENTS + _QUESTIONS for words in _fill(template))
+    sentences = (Sentence(one, is_question=one in questions) for one in words)
+    return tuple(one for one in sentences if held_out is None or one.held_out == held_out)
 
 
 def names_held_out_pair(text: str) -> bool:
@@ -76,19 +89,8 @@ def names_held_out_pair(text: str) -> bool:
     return (named.get("shape"), named.get("colour")) in HELD_OUT_PAIRS
 
 
-def _any_sentence(rng: np.random.Generator) -> Sentence:
-    template = pick(rng, _STATEMENTS + _QUESTIONS)
-    shape, colour = pick(rng, SHAPES), pick(rng, COLOURS)
-    tempo = pick(rng, SPOKEN_TEMPI)
-    words = template.format(
-        shape=shape,
-        shapes=PLURALS[shape],
-        colour=colour,
-        a_colour=with_article(colour),
-        number=pick(rng, NUMBERS),
-        place=pick(rng, SPOKEN_PLACES),
-        tempo=tempo,
-        a_tempo=with_article(tempo),
-        instrument=pick(rng, INSTRUMENTS),
-    )
-    return Sentence(words, is_question=template in _QUESTIONS)
+def _fill(template: str) -> Iterator[str]:
+    """The template with every combination of the words it asks for."""
+    names = [name for _, name, _, _ in string.Formatter().parse(template) if name]
+    for words in product(*(_FILLINGS[name] for name in names)):
+        yield template.format(**dict(zip(names, words, strict=True)))
