@@ -125,8 +125,8 @@ def analyse(pictures: npt.NDArray[np.uint8]) -> Cells:
         pictures: (n, 224, 224, 3) uint8.
     """
     half = pictures.reshape(-1, _HALF, 2, _HALF, 2, 3).mean(axis=(2, 4), dtype=np.float32)
-    border = np.concatenate([half[:, :2].reshape(len(half), -1, 3), half[:, -2:].reshape(len(half), -1, 3),
-                             half[:, :, :2].reshape(len(half), -1, 3), half[:, :, -2:].reshape(len(half), -1, 3)], axis=1)  # fmt: skip
+    edges = (half[:, :2], half[:, -2:], half[:, :, :2], half[:, :, -2:])
+    border = np.concatenate([edge.reshape(len(half), -1, 3) for edge in edges], axis=1)
     outside = np.median(border, axis=1)[:, None, None, :]
     cells = half.reshape(-1, GRID, _CELL, GRID, _CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     pixels = cells.reshape(len(half), GRID * GRID, _CELL * _CELL, 3)
@@ -186,7 +186,8 @@ def nearest(vectors: Floats, entries: Floats) -> npt.NDArray[np.int64]:
     """(n,) index of the closest entry, fp32, ties to the lowest index; pieces of fixed size bound the memory."""
     half_norm = 0.5 * (entries * entries).sum(axis=1)
     pieces = [
-        np.argmax(vectors[start : start + 1024] @ entries.T - half_norm, axis=1) for start in range(0, len(vectors), 1024)
+        np.argmax(vectors[start : start + 1024] @ entries.T - half_norm, axis=1)
+        for start in range(0, len(vectors), 1024)
     ]
     return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
 

@@ -1,0 +1,260 @@
+"""Held-out generations: the trained model draws, describes, speaks, listens and plays what it has never met.
+
+Tasks, each on sample shards of corpora kept apart:
+
+    caption -> picture      judged by the nearest prototype (colour, shape, background, position)
+    picture -> caption      the attribute words it names
+    text -> speech -> text  its own speech, heard by itself: words right (1 - word error rate)
+    speech -> text          true speech: words right
+    text -> music           judged by the nearest prototype (instrument, key, tempo, pattern)
+    music -> caption        the attribute words it names
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from configs.load import Config
+from evaluation.judges import MusicJudge, PictureJudge, share_right, words_right
+from inference.generation import Request, generate
+from inference.grammar import AnswerGrammar, LengthBudget
+from inference.model import LoadedModel
+from inference.sampling import SamplingConfig
+from pipeline.pieces import MarkerPiece, Piece, TextPiece, write_token_ids
+from pipeline.rendering import prompt_pieces
+from pipeline.sample_corpora import music, pictures
+from pipeline.templates import Templates, draw_fractions
+from pipeline.tokenizers.base import MediaDetokenizer
+from shards.records import Segment, TokenizedSample
+from shards.sample_reader import read_samples
+from shards.vocabulary import Codes, Modality
+
+SPEECH_SLACK = 1.5  # generated speech may last this much longer than the truth
+
+
+class TaskConfig(Config):
+    """Where the held-out samples of one modality are, and how many of them to ask."""
+
+    dataset: Path
+    limit: int = Field(default=64, ge=1)
+
+
+class HeldoutConfig(Config):
+    """What the evaluation asks, and how answers are drawn."""
+
+    image: TaskConfig
+    speech: TaskConfig
+    music: TaskConfig
+    sampling: dict[Modality, SamplingConfig] = Field(default_factory=dict[Modality, SamplingConfig])
+    text_budget: int = Field(default=48, ge=1)
+    """Most ids of a written answer."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One held-out item: what was asked, what the truth is, and what came back.
+
+    Attributes:
+        media: name -> (modality, codes) of what there is to see or hear: ``truth``, ``answer``.
+        texts: name -> text: ``prompt``, ``truth``, ``answer``, ``heard``.
+        right: attribute -> whether it is right (only for judged attributes).
+    """
+
+    sample_id: str
+    texts: Mapping[str, str]
+    media: Mapping[str, tuple[Modality, Codes]]
+    right: Mapping[str, bool] = field(default_factory=dict[str, bool])
+
+
+@dataclass(frozen=True, slots=True)
+class TaskResult:
+    """All generations of one task, and its figures (fractions from 0 to 1)."""
+
+    name: str
+    title: str
+    generations: Sequence[Generation]
+    figures: Mapping[str, float]
+
+
+class Examiner:
+    """Puts the questions: one object holds the model, the templates and the codecs."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        templates: Templates,
+        detokenizers: Mapping[Modality, MediaDetokenizer],
+        config: HeldoutConfig,
+    ) -> None:
+        self.loaded, self.templates, self.detokenizers, self.config = loaded, templates, detokenizers, config
+
+    def ask(
+        self, direction: str, items: Sequence[TokenizedSample], *, media: Sequence[Codes] | None = None, frames: int = 0
+    ) -> list[Any]:
+        """One answer per item: a string, or codes.
+
+        Args:
+            media: asked about instead of the samples' own (the model's own speech, say).
+            frames: longest answer of a sound, in frames.
+        """
+        wanted = Modality.TEXT if direction.endswith("_to_text") else Modality(direction.removeprefix("text_to_"))
+        budget = (
+            LengthBudget(1, self.config.text_budget)
+            if wanted == Modality.TEXT
+            else LengthBudget(min(frames, 5), frames)
+        )
+        grammar = AnswerGrammar(self.loaded.vocabulary, wanted, budget)
+        sampling = self.config.sampling.get(wanted, SamplingConfig(temperature=0.0))
+        requests = [
+            self._request(direction, wanted, item, media[index] if media else None) for index, item in enumerate(items)
+        ]
+        answers = generate(self.loaded.model, requests, grammar, sampling, seed=self.config.seed)
+        if wanted == Modality.TEXT:
+            return [self.loaded.text_tokenizer.decode(ids).strip() for ids in answers]
+        block = self.loaded.vocabulary.block(wanted)
+        return [block.to_codes(np.array(ids, np.int64)) for ids in answers]
+
+    def decode(self, modality: Modality, codes: Sequence[Codes]) -> list[Any]:
+        """What answers look or sound like."""
+        return list(self.detokenizers[modality].decode(codes))
+
+    def _request(self, direction: str, wanted: Modality, item: TokenizedSample, medium: Codes | None) -> Request:
+        pool = self.templates.pool(direction)
+        instruction = pool[int(draw_fractions(item.sample_id, draw=0, seed=self.config.seed, count=1)[0] * len(pool))]
+        segment = _medium(item)
+        if medium is not None:
+            segment = Segment(segment.slot, segment.modality, codes=medium)
+        pieces: list[Piece] = prompt_pieces(direction, instruction=instruction, text=_text(item), medium=segment)
+        if wanted != Modality.TEXT:
+            pieces += [TextPiece(" "), MarkerPiece(self.loaded.vocabulary.block(wanted).start)]
+        written = write_token_ids(pieces, self.loaded.vocabulary, self.loaded.text_tokenizer, complete=False)
+        return Request(f"{direction}/{item.sample_id}", written.token_ids)
+
+
+def examine(examiner: Examiner) -> list[TaskResult]:
+    """Run every task on its held-out samples."""
+    config = examiner.config
+    images = list(read_samples(config.image.dataset))[: config.image.limit]
+    speech = list(read_samples(config.speech.dataset))[: config.speech.limit]
+    clips = list(read_samples(config.music.dataset))[: config.music.limit]
+    return [
+        _draw(examiner, images),
+        _describe(examiner, images, "image", pictures.parse_caption, "Picture to caption"),
+        _speak_and_listen(examiner, speech),
+        _listen(examiner, speech),
+        _play(examiner, clips),
+        _describe(examiner, clips, "music", music.parse_caption, "Music to caption"),
+    ]
+
+
+def _draw(examiner: Examiner, items: Sequence[TokenizedSample]) -> TaskResult:
+    answers = examiner.ask("text_to_image", items)
+    found = PictureJudge().judge(examiner.decode(Modality.IMAGE, answers))
+    wanted = [pictures.parse_caption(_text(item)) for item in items]
+    return _judged("text_to_image", "Caption to picture", items, answers, found, wanted)
+
+
+def _play(examiner: Examiner, items: Sequence[TokenizedSample]) -> TaskResult:
+    frames = max((len(_codes(item)) for item in items), default=0)
+    answers = examiner.ask("text_to_music", items, frames=frames)
+    rate = examiner.detokenizers[Modality.MUSIC].sample_rate_hz
+    waves = examiner.decode(Modality.MUSIC, answers)
+    duration_s = max((item.segments[-1].duration_s or _medium(item).duration_s or 0.0 for item in items), default=0.0)
+    assert rate == music.SAMPLE_RATE_HZ
+    found = MusicJudge(duration_s).judge(waves) if waves else []
+    wanted = [music.parse_caption(_text(item)) for item in items]
+    return _judged("text_to_music", "Text to music", items, answers, found, wanted)
+
+
+def _judged(
+    name: str,
+    title: str,
+    items: Sequence[TokenizedSample],
+    answers: Sequence[Codes],
+    found: Sequence[dict[str, str]],
+    wanted: Sequence[dict[str, str]],
+) -> TaskResult:
+    attributes = sorted({attribute for one in wanted for attribute in one})
+    generations = [
+        Generation(
+            item.sample_id,
+            {"prompt": _text(item), "answer": ", ".join(seen[attribute] for attribute in attributes)},
+            {"truth": (_medium(item).modality, _codes(item)), "answer": (_medium(item).modality, answer)},
+            {attribute: seen[attribute] == truth[attribute] for attribute in truth},
+        )
+        for item, answer, seen, truth in zip(items, answers, found, wanted, strict=True)
+    ]
+    figures = {f"{name}_{attribute}": share_right(found, wanted, attribute) for attribute in attributes}
+    return TaskResult(name, title, generations, figures)
+
+
+def _describe(
+    examiner: Examiner,
+    items: Sequence[TokenizedSample],
+    modality: str,
+    parse: Callable[[str], dict[str, str]],
+    title: str,
+) -> TaskResult:
+    name = f"{modality}_to_text"
+    answers = examiner.ask(name, items)
+    found, wanted = [parse(answer) for answer in answers], [parse(_text(item)) for item in items]
+    generations = [
+        Generation(
+            item.sample_id,
+            {"truth": _text(item), "answer": answer},
+            {"truth": (_medium(item).modality, _codes(item))},
+            {attribute: seen.get(attribute) == truth[attribute] for attribute in truth},
+        )
+        for item, answer, seen, truth in zip(items, answers, found, wanted, strict=True)
+    ]
+    attributes = sorted({attribute for one in wanted for attribute in one})
+    figures = {f"{name}_{attribute}": share_right(found, wanted, attribute) for attribute in attributes}
+    figures[f"{name}_words"] = float(np.mean(list(figures.values()))) if figures else 0.0
+    return TaskResult(name, title, generations, figures)
+
+
+def _speak_and_listen(examiner: Examiner, items: Sequence[TokenizedSample]) -> TaskResult:
+    frames = int(SPEECH_SLACK * max((len(_codes(item)) for item in items), default=1))
+    spoken = examiner.ask("text_to_speech", items, frames=frames)
+    heard = examiner.ask("speech_to_text", items, media=spoken)
+    return _heard("text_to_speech_to_text", "Text to speech, heard again by the model", items, heard, spoken)
+
+
+def _listen(examiner: Examiner, items: Sequence[TokenizedSample]) -> TaskResult:
+    return _heard("speech_to_text", "Speech to text", items, examiner.ask("speech_to_text", items), None)
+
+
+def _heard(
+    name: str, title: str, items: Sequence[TokenizedSample], heard: Sequence[str], spoken: Sequence[Codes] | None
+) -> TaskResult:
+    generations = [
+        Generation(
+            item.sample_id,
+            {"truth": _text(item), "answer": text},
+            {"truth": (Modality.SPEECH, _codes(item))} | ({"answer": (Modality.SPEECH, spoken[i])} if spoken else {}),
+        )
+        for i, (item, text) in enumerate(zip(items, heard, strict=True))
+    ]
+    right = [words_right(text, _text(item)) for item, text in zip(items, heard, strict=True)]
+    return TaskResult(name, title, generations, {f"{name}_words": float(np.mean(right)) if right else 0.0})
+
+
+def _text(item: TokenizedSample) -> str:
+    return next(segment.text for segment in item.segments if segment.text)
+
+
+def _medium(item: TokenizedSample) -> Segment:
+    return next(segment for segment in item.segments if segment.codes is not None)
+
+
+def _codes(item: TokenizedSample) -> Codes:
+    codes = _medium(item).codes
+    assert codes is not None
+    return codes

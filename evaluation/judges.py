@@ -1,0 +1,98 @@
+"""What does it show, what does it play? Decided by comparing with rendered prototypes, never with codes.
+
+A decoded picture is the composition whose prototype rendering is nearest in pixels; a decoded clip is the piece whose
+rendering is nearest in log-mel. A judge knows nothing of the codes a model was trained on.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torchaudio.transforms import MelSpectrogram
+
+from pipeline.sample_corpora import music, pictures
+
+_STEP = 4  # pictures are compared at 56 x 56
+_MELS = 96
+_FLOOR = 1e-3
+
+
+class PictureJudge:
+    """Nearest of the 720 prototype pictures."""
+
+    def __init__(self) -> None:
+        self._all = pictures.all_attributes()
+        self._prototypes = np.stack([_thumbnail(np.asarray(pictures.render_picture(a))) for a in self._all])
+        self._half_norm = 0.5 * (self._prototypes**2).sum(axis=1)
+
+    def judge(self, shown: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, str]]:
+        """Attributes of each (224, 224, 3) picture."""
+        if not shown:
+            return []
+        thumbnails = np.stack([_thumbnail(picture) for picture in shown])
+        nearest = (thumbnails @ self._prototypes.T - self._half_norm).argmax(axis=1)
+        return [self._all[index].as_dict() for index in nearest]
+
+
+class MusicJudge:
+    """Nearest of the 288 prototype pieces."""
+
+    def __init__(self, duration_s: float) -> None:
+        self._all = music.all_attributes()
+        self._num_samples = round(duration_s * music.SAMPLE_RATE_HZ)
+        self._prototypes = np.stack([self._spectrum(music.render_music(a, duration_s=duration_s)) for a in self._all])
+
+    def judge(self, played: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, str]]:
+        """Attributes of each clip at 32 kHz."""
+        return [self._all[self._nearest(clip)].as_dict() for clip in played]
+
+    def _nearest(self, clip: npt.NDArray[np.float32]) -> int:
+        return int(np.abs(self._prototypes - self._spectrum(clip)).mean(axis=1).argmin())
+
+    def _spectrum(self, clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        fitted = np.zeros(self._num_samples, np.float32)
+        fitted[: len(clip)] = clip[: self._num_samples]
+        # Loudness is no attribute.
+        fitted /= max(float(np.abs(fitted).max()), 1e-6)
+        mel = _mel()(torch.from_numpy(fitted))
+        return torch.log(mel + _FLOOR).reshape(-1).numpy()
+
+
+def words_right(heard: str, truth: str) -> float:
+    """1 - word error rate, not below 0: insertions, deletions and substitutions over the words of the truth."""
+    left, right = _words(truth), _words(heard)
+    if not left:
+        return 1.0 if not right else 0.0
+    row = list(range(len(right) + 1))
+    for i, word in enumerate(left, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(right, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
+    return max(0.0, 1.0 - row[-1] / len(left))
+
+
+def share_right(found: Sequence[dict[str, str]], wanted: Sequence[dict[str, str]], attribute: str) -> float:
+    """Share of items whose attribute is the wanted one."""
+    hits = [
+        one.get(attribute) == other[attribute] for one, other in zip(found, wanted, strict=True) if attribute in other
+    ]
+    return sum(hits) / len(hits) if hits else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9']+", text.lower())
+
+
+def _thumbnail(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    side = picture.shape[0] // _STEP
+    return picture.reshape(side, _STEP, side, _STEP, 3).mean(axis=(1, 3), dtype=np.float32).reshape(-1)
+
+
+@functools.cache
+def _mel() -> MelSpectrogram:
+    return MelSpectrogram(music.SAMPLE_RATE_HZ, n_fft=2048, hop_length=1280, n_mels=_MELS, power=1.0)

@@ -1,0 +1,46 @@
+"""The judges look at pixels and listen to sound; they are right about what is rendered, and not about noise."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluation.judges import MusicJudge, PictureJudge, share_right, words_right
+from pipeline.sample_corpora import music, pictures
+
+
+def test_the_picture_judge_names_every_varied_picture():
+    rng = np.random.default_rng(0)
+    chosen = [pictures.all_attributes()[index] for index in rng.choice(720, 40, replace=False)]
+    varied = [
+        pictures.render_picture(a, pictures.draw_variation(rng, jitter_px=2, jitter_scale=0.03, jitter_shade=5))
+        for a in chosen
+    ]
+    assert PictureJudge().judge([np.asarray(one) for one in varied]) == [a.as_dict() for a in chosen]
+
+
+def test_the_picture_judge_is_at_chance_on_noise():
+    rng = np.random.default_rng(1)
+    noise = [rng.integers(0, 256, (224, 224, 3)).astype(np.uint8) for _ in range(30)]
+    wanted = [pictures.all_attributes()[index].as_dict() for index in rng.choice(720, 30)]
+    assert share_right(PictureJudge().judge(noise), wanted, "shape") < 0.6
+
+
+def test_the_music_judge_names_rendered_pieces_whatever_their_loudness():
+    chosen = music.all_attributes()[::29]
+    played = [music.render_music(a, duration_s=2.0, gain_db=-9.0) for a in chosen]
+    assert MusicJudge(2.0).judge(played) == [a.as_dict() for a in chosen]
+
+
+@pytest.mark.parametrize(
+    ("heard", "truth", "right"),
+    [("a red star", "a red star", 1.0), ("a red", "a red star", 2 / 3), ("", "a red star", 0.0), ("A, red! STAR.", "a red star", 1.0)],
+)
+def test_words_right_is_one_minus_the_word_error_rate(heard, truth, right):
+    assert words_right(heard, truth) == pytest.approx(right)
+
+
+@given(st.lists(st.sampled_from("abc")), st.lists(st.sampled_from("abc"), min_size=1))
+def test_words_right_stays_in_range_and_is_one_only_for_equals(heard, truth):
+    right = words_right(" ".join(heard), " ".join(truth))
+    assert 0.0 <= right <= 1.0 and (right == 1.0) == (heard == truth)
