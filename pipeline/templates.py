@@ -26,6 +26,8 @@ Shares = Mapping[str, float]
 INTERLEAVED = "interleaved"
 DIALOGUE = "dialogue"
 DIALOGUE_SLOTS = frozenset({"user", "assistant"})
+# The running text of a document; captions and transcripts have slots of their own.
+DOCUMENT_SLOT = "text"
 MIN_POOL = 100
 # What a corpus without a line of its own gets.
 DEFAULT = "default"
@@ -196,7 +198,8 @@ def _table_for(sample: TokenizedSample, templates: Templates) -> Mapping[str, Sh
     media = [segment.modality for segment in sample.segments if segment.codes is not None]
     if any(segment.slot in DIALOGUE_SLOTS for segment in sample.segments):
         return templates.dialogue.directions
-    if sample.corpus in templates.interleaved.directions or len(media) != 1:
+    is_document = any(segment.slot == DOCUMENT_SLOT for segment in sample.segments)
+    if is_document or sample.corpus in templates.interleaved.directions or len(media) != 1:
         return templates.interleaved.directions
     return templates.media[media[0]].directions
 
