@@ -163,3 +163,15 @@ def test_a_missing_argument_is_wrong_usage_and_says_which():
     )
     assert done.returncode == 2
     assert "CORPUS=... is missing" in done.stderr
+
+
+def test_every_link_in_the_documents_leads_somewhere():
+    """A reader who follows a link must not find a hole; addresses of the web are not looked up."""
+    holes = [
+        f"{name}: {target}"
+        for name, text in tracked_texts()
+        if name.endswith(".md")
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
+        if "://" not in target and not (REPOSITORY / name).parent.joinpath(target).exists()
+    ]
+    assert not holes, "\n".join(holes)
