@@ -51,7 +51,7 @@ def choose(
     if sampling.temperature == 0.0:
         return logits.argmax(-1).tolist()
     probabilities = (logits / sampling.temperature).softmax(-1)
-    ordered, ids = probabilities.sort(-1, descending=True, stable=True)
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     ordered = ordered.masked_fill(before >= sampling.top_p, 0.0).double()
     reached = ordered.cumsum(-1)
