@@ -8,11 +8,15 @@ either the old set, or none, or the new one, and never half of one.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +78,10 @@ def build(plan: Plan, *, show_progress: bool = False) -> None:
     """Write everything the plan names; does nothing when it is done already."""
     if plan.is_done:
         return
-    partial = plan.output.with_name(plan.output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in plan.output.parent.glob(f"{glob.escape(plan.output.name)}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    # A name of our own: a worker of a killed run, should it still write, must not write here.
+    partial = plan.output.with_name(f"{plan.output.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     tasks = [dataclasses.replace(task, folder=partial / task.folder) for task in plan.tasks]
     records = dict(_run(tasks, show_progress=show_progress))
@@ -108,11 +114,27 @@ def _run(tasks: list[Task], *, show_progress: bool) -> Iterator[tuple[Path, list
                 bar.update(task.count)
             return
         # Fresh interpreters: a fork would inherit the threads of whatever the caller has loaded.
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            sizes = {task.folder: task.count for task in tasks}
-            for folder, records in pool.imap_unordered(_write, ordered):
-                yield folder, records
-                bar.update(sizes[folder])
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+            running = {pool.submit(_write, task): task for task in ordered}
+            try:
+                for done in as_completed(running):
+                    yield done.result()
+                    bar.update(running[done].count)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Let a worker end when its parent is killed; it would otherwise wait for tasks for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _write(task: Task) -> tuple[Path, list[ItemRecord]]:
