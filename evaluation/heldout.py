@@ -12,6 +12,7 @@ Tasks, each on sample shards of corpora kept apart:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +49,10 @@ class TaskConfig(Config):
 class HeldoutConfig(Config):
     """What the evaluation asks, and how answers are drawn."""
 
-    image: TaskConfig
-    speech: TaskConfig
-    music: TaskConfig
+    image: TaskConfig | None = None
+    speech: TaskConfig | None = None
+    music: TaskConfig | None = None
+    dialogues: TaskConfig | None = None
     sampling: dict[Modality, SamplingConfig] = Field(default_factory=dict[Modality, SamplingConfig])
     text_budget: int = Field(default=48, ge=1)
     """Most ids of a written answer."""
@@ -138,20 +140,27 @@ class Examiner:
         return Request(f"{direction}/{item.sample_id}", written.token_ids)
 
 
-def examine(examiner: Examiner) -> list[TaskResult]:
-    """Run every task on its held-out samples."""
+def examine_media(examiner: Examiner) -> list[TaskResult]:
+    """Run every task between text and a medium whose held-out samples the config names."""
     config = examiner.config
-    images = list(read_samples(config.image.dataset))[: config.image.limit]
-    speech = list(read_samples(config.speech.dataset))[: config.speech.limit]
-    clips = list(read_samples(config.music.dataset))[: config.music.limit]
-    return [
-        _draw(examiner, images),
-        _describe(examiner, images, "image", pictures.parse_caption, "Picture to caption"),
-        _speak_and_listen(examiner, speech),
-        _listen(examiner, speech),
-        _play(examiner, clips),
-        _describe(examiner, clips, "music", music.parse_caption, "Music to caption"),
-    ]
+    results: list[TaskResult] = []
+    if config.image:
+        images = held_out(config.image)
+        results.append(_draw(examiner, images))
+        results.append(_describe(examiner, images, "image", pictures.parse_caption, "Picture to caption"))
+    if config.speech:
+        speech = held_out(config.speech)
+        results += [_speak_and_listen(examiner, speech), _listen(examiner, speech)]
+    if config.music:
+        clips = held_out(config.music)
+        results.append(_play(examiner, clips))
+        results.append(_describe(examiner, clips, "music", music.parse_caption, "Music to caption"))
+    return results
+
+
+def held_out(task: TaskConfig) -> list[TokenizedSample]:
+    """The first samples of a held-out dataset, as many as are asked."""
+    return list(itertools.islice(read_samples(task.dataset), task.limit))
 
 
 def _draw(examiner: Examiner, items: Sequence[TokenizedSample]) -> TaskResult:

@@ -15,7 +15,8 @@ from typing import Any
 from pipeline.tokenizers.compact import load_codec
 
 from configs.load import Config
-from evaluation.heldout import Examiner, HeldoutConfig, TaskResult, examine
+from evaluation.dialogues import examine_dialogues
+from evaluation.heldout import Examiner, HeldoutConfig, TaskResult, examine_media, held_out
 from evaluation.page import write_page
 from evaluation.route import StageFigures, read_figures
 from inference.model import load_model
@@ -64,7 +65,10 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     curves = read_curves(config.run / "metrics.jsonl")
     detokenizers = _detokenizers(config.codecs)
     loaded = load_model(config.run / "checkpoints" / "final", text_tokenizer=config.text_tokenizer)
-    results = examine(Examiner(loaded, load_templates(config.templates), detokenizers, config.heldout))
+    examiner = Examiner(loaded, load_templates(config.templates), detokenizers, config.heldout)
+    results = examine_media(examiner)
+    if config.heldout.dialogues:
+        results.append(examine_dialogues(examiner, held_out(config.heldout.dialogues)))
     report = {"key": key, **_figures(config, curves, results)}
     page = write_page(config.title, report, curves, results, detokenizers)
     commit_bytes(config.run / PAGE_NAME, page.encode())

@@ -1,4 +1,4 @@
-"""Batched generation with a key-value cache under the grammar of the wanted modality.
+"""Batched generation with a key-value cache under a grammar of tokens.
 
 Prompts of different lengths are padded on the left; an answer that has ended is padded on. The answer of a request
 depends on its prompt, its key and the seed alone.
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
-from inference.grammar import AnswerGrammar
+from inference.grammar import Grammar
 from inference.sampling import SamplingConfig, choose
 from shards.vocabulary import TokenIds
 
@@ -29,7 +30,7 @@ class Request:
 def generate(
     model: Any,
     requests: Sequence[Request],
-    grammar: AnswerGrammar,
+    grammar: Grammar,
     sampling: SamplingConfig,
     *,
     seed: int,
@@ -51,7 +52,7 @@ def generate(
 
 
 def _generate_batch(
-    model: Any, requests: Sequence[Request], grammar: AnswerGrammar, sampling: SamplingConfig, *, seed: int
+    model: Any, requests: Sequence[Request], grammar: Grammar, sampling: SamplingConfig, *, seed: int
 ) -> list[list[int]]:
     input_ids, mask = _pad_left([request.prompt_ids for request in requests], grammar.vocabulary.pad_id)
     keys = [request.key for request in requests]
@@ -65,7 +66,7 @@ def _generate_batch(
             logits_to_keep=1,
         )  # fmt: skip
         cache = output.past_key_values
-        allowed = torch.from_numpy(grammar.allowed(position))
+        allowed = torch.from_numpy(np.stack([grammar.allowed(answer) for answer in answers]))
         chosen = choose(output.logits[:, -1], allowed, answers, keys, position=position, sampling=sampling, seed=seed)
         for row, token_id in enumerate(chosen):
             if open_answers[row] and token_id in grammar.end_ids:

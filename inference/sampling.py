@@ -28,7 +28,7 @@ class SamplingConfig(Config):
 
 def choose(
     logits_BV: torch.Tensor,
-    allowed_V: torch.Tensor,
+    allowed_BV: torch.Tensor,
     history: Sequence[Sequence[int]],
     keys: Sequence[str],
     *,
@@ -40,14 +40,14 @@ def choose(
 
     Args:
         logits_BV: (answers, vocabulary) float.
-        allowed_V: (vocabulary,) bool: what the grammar allows at this position.
+        allowed_BV: (answers, vocabulary) bool: what the grammar allows each answer now.
         history: ids of each answer so far, for the repetition penalty.
         keys: what each answer's random draws depend on.
     """
     logits = logits_BV.float().clone()
     if sampling.repetition_penalty != 1.0:
         _penalise(logits, history, sampling.repetition_penalty)
-    logits.masked_fill_(~allowed_V, _MASKED)
+    logits.masked_fill_(~allowed_BV, _MASKED)
     if sampling.temperature == 0.0:
         return logits.argmax(-1).tolist()
     probabilities = (logits / sampling.temperature).softmax(-1)

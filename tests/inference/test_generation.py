@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference.generation import Request, generate
-from inference.grammar import AnswerGrammar, LengthBudget
+from inference.grammar import AnswerGrammar, LengthBudget, TurnGrammar
 from inference.sampling import SamplingConfig, choose
 from shards.vocabulary import Modality, Vocabulary, lay_out
 
@@ -77,9 +77,9 @@ def test_the_cache_changes_nothing(model, vocabulary):
     cached = generate(model, asked, grammar, SamplingConfig(temperature=0.0), seed=0)[0]
     ids = asked[0].prompt_ids.tolist()
     with torch.inference_mode():
-        for position in range(32):
+        for _ in range(32):
             logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
-            logits[~torch.from_numpy(grammar.allowed(position))] = float("-inf")
+            logits[~torch.from_numpy(grammar.allowed(ids[len(asked[0].prompt_ids) :]))] = float("-inf")
             ids.append(int(logits.argmax()))
     assert cached == ids[-32:]
 
@@ -91,8 +91,9 @@ def test_the_nucleus_never_leaves_what_is_allowed_or_likely(seed, top_p):
     logits = torch.from_numpy(rng.normal(size=(3, 20)).astype(np.float32) * 3)
     allowed = torch.zeros(20, dtype=torch.bool)
     allowed[rng.choice(20, 7, replace=False)] = True
+    same = allowed.expand(3, -1)
     sampling = SamplingConfig(top_p=top_p)
-    chosen = choose(logits, allowed, [[], [], []], ["a", "b", "c"], position=seed, sampling=sampling, seed=seed)
+    chosen = choose(logits, same, [[], [], []], ["a", "b", "c"], position=seed, sampling=sampling, seed=seed)
     for row, token_id in enumerate(chosen):
         probabilities = logits[row].masked_fill(~allowed, float("-inf")).softmax(-1)
         likelier = float(probabilities[probabilities > probabilities[token_id]].sum())
@@ -101,7 +102,31 @@ def test_the_nucleus_never_leaves_what_is_allowed_or_likely(seed, top_p):
 
 def test_the_repetition_penalty_lowers_what_was_said():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
-    everything = torch.ones(3, dtype=torch.bool)
+    everything = torch.ones((1, 3), dtype=torch.bool)
     greedy = SamplingConfig(temperature=0.0, repetition_penalty=1.15)
     assert choose(logits, everything, [[]], ["k"], position=0, sampling=greedy, seed=0) == [0]
     assert choose(logits, everything, [[0]], ["k"], position=0, sampling=greedy, seed=0) == [1]
+
+
+def test_a_turn_mixes_text_and_whole_media(model, vocabulary):
+    """Whatever a random model says in its turn, each medium in it is complete and in order."""
+    budgets = {Modality.IMAGE: LengthBudget(32, 32), Modality.MUSIC: LengthBudget(1, 5), Modality.SPEECH: LengthBudget(1, 9)}
+    grammar = TurnGrammar(vocabulary, budgets, max_ids=60)
+    answers = generate(model, requests(6, vocabulary), grammar, SamplingConfig(temperature=4.0), seed=7)
+    names, found = vocabulary.modality_names(), set()
+    index = vocabulary.modality_index()
+    for ids in answers:
+        position = 0
+        while position < len(ids):
+            name = names[index[ids[position]]]
+            found.add(name)
+            if name == "text":
+                position += 1
+                continue
+            block = vocabulary.block(name)
+            assert ids[position] == block.start_id
+            stop = ids.index(block.end_id, position)
+            frames = block.to_codes(np.array(ids[position + 1 : stop]))
+            assert budgets[Modality(name)].least <= len(frames) <= budgets[Modality(name)].most
+            position = stop + 1
+    assert found >= {"text", "image"}
