@@ -1,0 +1,75 @@
+"""Files of a corpus: found in a fixed order, opened only inside its folder, read only up to a size."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.errors import CorpusError, SampleError
+
+# A 64 MiB picture or clip is a mistake; long recordings are not read through here.
+MAX_MEDIA_BYTES = 64 << 20
+
+
+def find_files(root: Path, patterns: Iterable[str], *, corpus: str) -> list[Path]:
+    """Files below ``root`` that match one of the patterns, in the order of their names.
+
+    Raises:
+        CorpusError: if there are none.
+    """
+    patterns = tuple(patterns)
+    found = {path for pattern in patterns for path in root.rglob(pattern) if path.is_file()}
+    if not found:
+        raise CorpusError(
+            f"{root}: expected files {' or '.join(patterns)} of the corpus {corpus}, found none; "
+            "check root and the layout described in pipeline/corpora"
+        )
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """The path below the corpus folder, the same on every machine."""
+    return path.relative_to(root).as_posix()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name stays below the folder it is relative to, judged by the name alone."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
+
+
+def resolve_media(folder: Path, name: Any, *, root: Path) -> Path:
+    """The file that a record names, which must exist inside the corpus.
+
+    Raises:
+        SampleError: ``record_malformed`` (no name), ``path_outside_corpus``, ``media_missing``, ``media_empty``.
+    """
+    if not isinstance(name, str) or not name:
+        raise SampleError("record_malformed", f"expected the name of a media file, found {name!r}")
+    if not is_inside(name):
+        raise SampleError("path_outside_corpus", f"expected a file inside the corpus, found {name!r}")
+    path = folder / name
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise SampleError("media_missing", f"expected {name!r}, found nothing: {type(error).__name__}") from error
+    # A link inside the corpus may lead out of it.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise SampleError("path_outside_corpus", f"expected a file inside the corpus, found that {name!r} leads out of it")
+    if not stat.S_ISREG(status.st_mode):
+        raise SampleError("media_missing", f"expected {name!r} to be a file, found something else")
+    if not status.st_size:
+        raise SampleError("media_empty", f"expected a medium in {name!r}, found no bytes")
+    return path
+
+
+def read_media(folder: Path, name: Any, *, root: Path, max_bytes: int = MAX_MEDIA_BYTES) -> bytes:
+    """The bytes of a media file; raises as :func:`resolve_media`, and ``media_too_large``."""
+    path = resolve_media(folder, name, root=root)
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise SampleError("media_too_large", f"{name}: expected at most {max_bytes} bytes, found {size}")
+    return path.read_bytes()
