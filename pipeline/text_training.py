@@ -57,10 +57,9 @@ def make_text_tokenizer(config: TextConfig) -> tuple[Vocabulary, bool]:
     facts = text_facts(config, templates)
     vocabulary_path = config.output.parent / VOCABULARY_NAME
     if _is_done(config.output, facts) and vocabulary_path.is_file():
-        known = Vocabulary.from_json(json.loads(vocabulary_path.read_text(encoding="utf-8")))
-        current = load_vocabulary(config.vocabulary, text_tokenizer=load_text_tokenizer(config.output))
-        if known == current:
-            return known, False
+        vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=load_text_tokenizer(config.output))
+        if vocabulary_path.read_bytes() == _json_bytes(vocabulary.to_json()):
+            return vocabulary, False
     texts = [*instruction_texts(templates), *sample_texts(config)]
     tokenizer = train_text_tokenizer(texts, config.vocab_size, config.output, words=config.words)
     vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=tokenizer)

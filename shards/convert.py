@@ -13,10 +13,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,16 +139,31 @@ def export_jsonl(dataset: Path, output: Path) -> dict[str, int]:
         raise DatasetError(
             f"{dataset}: expected sample shards, found a dataset of kind {manifest.kind!r}; export those"
         )
-    written: Counter[str] = Counter()
-    endings = manifest.extra.get("final_newline", {})
+    endings: dict[str, bool] = manifest.extra.get("final_newline", {})
     samples = (sample for entry in manifest.shards for sample in table_to_samples(pq.read_table(dataset / entry.path)))
-    for name, group in groupby(samples, key=_file_of):
-        path = output / _inside(name, dataset)
-        # A corpus of its own origin may come in several runs; the first one starts the file anew.
-        written[name] += _export_file(
-            path, group, append=written[name] > 0, newline=endings.get(name, True), counts=written
-        )
-    return dict(sorted(written.items()))
+    written = dict.fromkeys(endings, 0)
+    left_out: Counter[str] = Counter()
+    with ExitStack() as stack:
+        # A file without a single line is still a file.
+        opened = {name: _open_output(output / _inside(name, dataset), stack) for name in endings}
+        for (name, _), group in groupby(samples, key=_place_of):
+            try:
+                line = format_line(list(group))
+            except SampleError as error:
+                left_out[f"left out: {error.reason}"] += 1
+                continue
+            if name not in opened:
+                opened[name] = _open_output(output / _inside(name, dataset), stack)
+            opened[name].write((b"\n" if written.get(name) else b"") + line)
+            written[name] = written.get(name, 0) + 1
+        for name, file in opened.items():
+            file.write(b"\n" if endings.get(name, True) and written[name] else b"")
+            file.flush()
+            os.fsync(file.fileno())
+    for name in opened:
+        path = output / name
+        commit_file(path.with_name(path.name + TEMPORARY_SUFFIX), path)
+    return dict(sorted((written | left_out).items()))
 
 
 def _import_file(
@@ -218,11 +234,12 @@ def _ends_in_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _file_of(sample: TokenizedSample) -> str:
+def _place_of(sample: TokenizedSample) -> tuple[str, str]:
+    """(file, line): dialogues of one line share it; samples of another origin have a line each."""
     if sample.provenance.member.startswith('{"keys"'):
-        return sample.provenance.source_file
+        return sample.provenance.source_file, str(sample.provenance.offset)
     form = form_of(sample)
-    return f"{form.keys[-1] if len(form.keys) == 2 else 'other'}/{sample.corpus}.jsonl"
+    return f"{form.keys[-1] if len(form.keys) == 2 else 'other'}/{sample.corpus}.jsonl", sample.sample_id
 
 
 def _inside(name: str, dataset: Path) -> PurePosixPath:
@@ -232,32 +249,6 @@ def _inside(name: str, dataset: Path) -> PurePosixPath:
     return path
 
 
-def _export_file(
-    path: Path, samples: Iterable[TokenizedSample], *, append: bool, newline: bool, counts: Counter[str]
-) -> int:
+def _open_output(path: Path, stack: ExitStack) -> BinaryIO:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    lines = 0
-    with temporary.open("wb") as file:
-        if append:
-            file.write(path.read_bytes())
-        for _, group in groupby(samples, key=_line_of):
-            try:
-                line = format_line(list(group))
-            except SampleError as error:
-                counts[f"left out: {error.reason}"] += 1
-                continue
-            file.write((b"\n" if lines else b"") + line)
-            lines += 1
-        file.write(b"\n" if newline and lines else b"")
-        file.flush()
-        os.fsync(file.fileno())
-    commit_file(temporary, path)
-    return lines
-
-
-def _line_of(sample: TokenizedSample) -> tuple[str, int]:
-    """Dialogues of one line share it; samples of another origin have a line each."""
-    if sample.provenance.member.startswith('{"keys"'):
-        return sample.provenance.source_file, sample.provenance.offset
-    return sample.sample_id, 0
+    return stack.enter_context(path.with_name(path.name + TEMPORARY_SUFFIX).open("wb"))

@@ -1,4 +1,4 @@
-"""What the tests of templates, rendering and text share: the shipped templates, a small trained tokenizer, its vocabulary."""
+"""What the tests of templates, rendering and text share: shipped templates, a small tokenizer, its vocabulary."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ PARITY = Path(os.environ.get("PARITY_DIR", REPOSITORY.parent / "shared" / "refer
 def goldens(request: pytest.FixtureRequest) -> dict[str, Any]:
     path = PARITY / "anygpt_strings" / request.param
     if not path.is_file():
-        pytest.skip(f"no AnyGPT parity strings at {path.parent}; set PARITY_DIR to the folder that holds anygpt_strings/")
+        pytest.skip(
+            f"no AnyGPT parity strings at {path.parent}; set PARITY_DIR to the folder that holds anygpt_strings/"
+        )
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pipeline.dialogues import Turn, chat_prompt_pieces, chat_request, conversation_pieces, turns_of
 from pipeline.pieces import write_text, write_token_ids
 from pipeline.rendering import render_document
-from pipeline.templates import Templates
+from pipeline.templates import Templates, load_templates
 from pipeline.text import TextTokenizer
 from shards.errors import SampleError
 from shards.records import Provenance, Segment, TokenizedSample
@@ -154,11 +155,9 @@ def test_a_transcript_heads_the_reply_to_a_spoken_request(templates: Templates, 
 
 
 def test_the_other_preset_spells_its_names_and_still_trains_on_replies(
-    repository, vocabulary: Vocabulary, text_tokenizer: TextTokenizer
+    repository: Path, vocabulary: Vocabulary, text_tokenizer: TextTokenizer
 ):
     """The released script's own form, of which it masked every label (anygpt-compat U-02)."""
-    from pipeline.templates import load_templates
-
     templates = load_templates(repository / "configs" / "templates", ["preset=AnyGPT"])
     sample = dialogue(say("user", "Hi."), say("assistant", "red"))
     document = render_document(sample, templates, vocabulary, text_tokenizer, draw=0, seed=0)
@@ -220,5 +219,8 @@ def test_a_dialogue_that_is_none_has_a_reason(segments: list[Segment], reason: s
     with pytest.raises(SampleError) as raised:
         turns_of(dialogue(*segments))
     assert raised.value.reason == reason
-    with pytest.raises(SampleError):
-        chat_prompt_pieces([], None)  # type: ignore[arg-type]
+
+
+def test_a_chat_needs_somebody_to_answer(templates: Templates):
+    with pytest.raises(SampleError, match="turns_out_of_order"):
+        chat_prompt_pieces([Turn("assistant", (say("assistant", "a"),))], templates.preset)

@@ -146,9 +146,7 @@ def test_a_document_of_any_segments_keeps_media_whole_and_texts_in_order(
 
 
 @given(segments=segments_of_any_kind)
-def test_borders_never_change_the_ids(
-    vocabulary: Vocabulary, text_tokenizer: TextTokenizer, segments: list[Segment]
-):
+def test_borders_never_change_the_ids(vocabulary: Vocabulary, text_tokenizer: TextTokenizer, segments: list[Segment]):
     with_borders = write_token_ids(segment_pieces(segments, borders=True), vocabulary, text_tokenizer)
     without = write_token_ids(segment_pieces(segments), vocabulary, text_tokenizer)
     assert with_borders.token_ids.tolist() == without.token_ids.tolist()

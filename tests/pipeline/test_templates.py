@@ -86,7 +86,10 @@ def test_a_draw_depends_on_its_key_alone(name: str, draw: int, seed: int):
 
 def test_draws_are_the_same_on_every_machine():
     """A golden figure: a change here redraws every packed dataset there is."""
-    assert draw_fractions("laion2b/00000/000000017", draw=2, seed=7, count=2) == [0.25291652436115186, 0.3578166175005282]
+    assert draw_fractions("laion2b/00000/000000017", draw=2, seed=7, count=2) == [
+        0.25291652436115186,
+        0.3578166175005282,
+    ]
 
 
 @given(fraction=st.floats(0, 1, exclude_max=True), share=st.floats(0, 1))

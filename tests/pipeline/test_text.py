@@ -81,7 +81,7 @@ def test_wanted_words_are_one_piece_however_rare(tmp_path: Path):
 
 
 def test_too_few_ids_for_the_wanted_words_or_the_bytes_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match="leave 1 wanted words in pieces.*raise it"):
+    with pytest.raises(ConfigError, match=r"leave 1 wanted words in pieces.*raise it"):
         train_text_tokenizer(TEXTS, 260, tmp_path, words=["purple"])
     with pytest.raises(ConfigError, match="expected at least 259"):
         train_text_tokenizer(TEXTS, 258, tmp_path)
@@ -168,13 +168,17 @@ def test_the_real_llama_tokenizer_gives_the_golden_ids(tmp_path: Path, repositor
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config_path = tmp_path / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
-    config_path.write_text(json.dumps(config | {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}), encoding="utf-8")
+    config_path.write_text(
+        json.dumps(config | {"tokenizer_class": "LlamaTokenizer", "legacy": legacy}), encoding="utf-8"
+    )
     rule = "always" if legacy else "first"
     expected = [*G1_HEAD[rule], *G1_ASKED, 40196, *G1_IDS, 40197, 32002, *G1_MIDDLE[rule], *G1_REPLY, 32003, 2]
     assert g1_ids(load_text_tokenizer(tmp_path), repository, g1_codes()) == expected
 
 
-def test_the_fingerprint_is_of_the_tokenizer_files_alone(text_folder: Path, text_tokenizer: TextTokenizer, tmp_path: Path):
+def test_the_fingerprint_is_of_the_tokenizer_files_alone(
+    text_folder: Path, text_tokenizer: TextTokenizer, tmp_path: Path
+):
     for path in text_folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "origin.json").write_text("{}", encoding="utf-8")
