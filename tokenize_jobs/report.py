@@ -1,0 +1,102 @@
+"""What a tokenization made: counts, tokens, hours, and the manifest that turns a folder into a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shards.manifest import Manifest, ShardEntry
+from shards.records import FORMAT_VERSION
+from shards.vocabulary import Modality
+from shards.writer import commit_bytes
+from tokenize_jobs.ledger import Entry
+
+REPORT_NAME = "report.json"
+
+
+def summarize(entries: Sequence[Entry]) -> dict[str, Any]:
+    """Sums over all units; ``inputs = written + filtered + rejected`` holds or it is a mistake of ours.
+
+    Returns:
+        The report without its times.
+    """
+    seconds = _sum(entry.seconds for entry in entries)
+    report: dict[str, Any] = {
+        "items": sum(entry.stop - entry.start for entry in entries),
+        "inputs": sum(entry.inputs for entry in entries),
+        "written": sum(entry.written for entry in entries),
+        "filtered": _sum(entry.filtered for entry in entries),
+        "rejected": _sum(entry.rejected for entry in entries),
+        "tokens": _sum(entry.tokens for entry in entries),
+        "images": sum(entry.images for entry in entries),
+        "hours": {str(m): round(seconds.get(m, 0.0) / 3600, 6) for m in (Modality.SPEECH, Modality.MUSIC)},
+        "units": len(entries),
+    }
+    left_out = sum(report["filtered"].values()) + sum(report["rejected"].values())
+    assert report["inputs"] == report["written"] + left_out, f"inputs are not written + filtered + rejected: {report}"
+    return report
+
+
+def make_manifest(
+    name: str, entries: Sequence[Entry], *, fingerprint: str, facts: Mapping[str, Any], tokenizers: Mapping[str, str]
+) -> Manifest:
+    """The passport of a tokenized corpus: its shards in unit order, and what did not get in."""
+    summary = summarize(entries)
+    shards: list[ShardEntry] = [entry.shard for entry in entries if entry.shard is not None]
+    return Manifest(
+        kind="samples",
+        name=name,
+        fingerprint=fingerprint,
+        shards=tuple(shards),
+        format_version=FORMAT_VERSION,
+        tokenizers=dict(tokenizers),
+        config=facts,
+        counts={key: summary[key] for key in ("inputs", "written", "filtered", "rejected")},
+        extra={key: summary[key] for key in ("items", "images", "hours", "units")},
+    )
+
+
+def write_report(output: Path, summary: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+    """Commit ``report.json``: the sums, and how long it took this run to make what was missing."""
+    num_tokens = sum(summary["tokens"].values())
+    speed = round(num_tokens / seconds, 1) if seconds > 0 else 0.0
+    report = {**summary, "seconds": round(seconds, 3), "tokens_per_s": speed}
+    commit_bytes(output / REPORT_NAME, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    return report
+
+
+def read_report(output: Path) -> dict[str, Any] | None:
+    """The stored report, or None."""
+    path = output / REPORT_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def format_reports(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table for a terminal: one line a corpus, then tokens by modality and what was left out, by reason."""
+    lines = [
+        f"{'corpus':<20}{'inputs':>10}{'written':>10}{'filtered':>10}{'rejected':>10}"
+        f"{'images':>9}{'speech h':>10}{'music h':>9}{'tokens':>13}{'tokens/s':>11}"
+    ]
+    for name, report in reports.items():
+        filtered, rejected = sum(report["filtered"].values()), sum(report["rejected"].values())
+        lines.append(
+            f"{name:<20}{report['inputs']:>10,}{report['written']:>10,}{filtered:>10,}{rejected:>10,}"
+            f"{report['images']:>9,}{report['hours']['speech']:>10.3f}{report['hours']['music']:>9.3f}"
+            f"{sum(report['tokens'].values()):>13,}{report['tokens_per_s']:>11,.0f}"
+        )
+    for title in ("tokens", "filtered", "rejected"):
+        total = _sum(report[title] for report in reports.values())
+        if total:
+            lines.append(f"{title}: " + ", ".join(f"{name} {count:,}" for name, count in total.items()))
+    return "\n".join(lines)
+
+
+def _sum(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums by key, sorted by key; exact whatever the order because parts come in unit order."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(sorted(total.items()))
