@@ -156,17 +156,13 @@ def aesthetic_too_low(view: View, config: FilterConfig) -> bool:
 def speech_duration(view: View, config: FilterConfig) -> bool:
     """Speech shorter or longer than asked for."""
     seconds = view.numbers.get("speech_s")
-    return _outside(
-        seconds, view, config, least=config.min_speech_s, most=config.max_speech_s, only=Modality.SPEECH
-    )
+    return _outside(seconds, view, config, least=config.min_speech_s, most=config.max_speech_s, only=Modality.SPEECH)
 
 
 def speech_rate(view: View, config: FilterConfig) -> bool:
     """More or fewer characters a second than anybody speaks."""
     rate = view.numbers.get("chars_per_s")
-    return _outside(
-        rate, view, config, least=config.min_chars_per_s, most=config.max_chars_per_s, only=Modality.SPEECH
-    )
+    return _outside(rate, view, config, least=config.min_chars_per_s, most=config.max_chars_per_s, only=Modality.SPEECH)
 
 
 def music_silent(view: View, config: FilterConfig) -> bool:

@@ -83,7 +83,9 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise SampleError("image_too_large", str(error)) from error
     except UnidentifiedImageError as error:
-        raise SampleError("image_unreadable", f"expected a picture, found {len(data)} bytes: {data[:16]!r}...") from error
+        raise SampleError(
+            "image_unreadable", f"expected a picture, found {len(data)} bytes: {data[:16]!r}..."
+        ) from error
     except _DAMAGE as error:
         raise SampleError("image_truncated", f"expected a whole header, found: {error}") from error
 

@@ -194,7 +194,9 @@ def _decode(data: bytes, *, channel: str, limit_s: float | None) -> tuple[Channe
             blocks = list(_blocks(file, channel, None if limit_s is None else round(limit_s * rate)))
             width = 1 if channel == "first" else int(file.channels)
     except soundfile.LibsndfileError as error:
-        raise SampleError("sound_unreadable", f"expected a sound, found {len(data)} bytes: {error}") from error
+        raise SampleError(
+            "sound_unreadable", f"expected a sound, found {len(data)} bytes: {error.error_string}"
+        ) from error
     return np.concatenate(blocks) if blocks else np.zeros((0, width), np.float32), rate
 
 
@@ -204,7 +206,9 @@ def _blocks(file: soundfile.SoundFile, channel: str, limit: int | None) -> Itera
         try:
             block = file.read(_BLOCK if limit is None else min(_BLOCK, limit - read), dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise SampleError("sound_truncated", f"expected a whole sound, found damage after {read} samples") from error
+            raise SampleError(
+                "sound_truncated", f"expected a whole sound, found damage after {read} samples"
+            ) from error
         if not len(block):
             return
         read += len(block)

@@ -41,9 +41,7 @@ def sources(root: Path, options: Options) -> list[Source]:
     return [Source(path, count_lines(path)) for path in paths]
 
 
-def read(
-    root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None
-) -> Iterator[Outcome]:
+def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Lines ``[start, stop)`` of an annotation file."""
     name = relative_name(source.path, root)
     for line in islice(iter_lines(source.path), start, stop):

@@ -30,9 +30,7 @@ def sources(root: Path, options: Options) -> list[Source]:
     return img2dataset.list_shards(root, CORPUS)
 
 
-def read(
-    root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None
-) -> Iterator[Outcome]:
+def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Samples ``[start, stop)`` of a shard."""
     return img2dataset.read_shard(root, source, _captions, corpus=CORPUS, split=options.split, start=start, stop=stop)
 

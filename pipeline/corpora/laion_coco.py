@@ -35,9 +35,7 @@ def sources(root: Path, options: Options) -> list[Source]:
     return img2dataset.list_shards(root, CORPUS)
 
 
-def read(
-    root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None
-) -> Iterator[Outcome]:
+def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Samples ``[start, stop)`` of a shard."""
     captions = partial(_captions, which=options.caption)
     return img2dataset.read_shard(root, source, captions, corpus=CORPUS, split=options.split, start=start, stop=stop)

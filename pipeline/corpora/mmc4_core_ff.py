@@ -57,9 +57,7 @@ def sources(root: Path, options: Options) -> list[Source]:
     return [Source(path, count_lines(path)) for path in paths]
 
 
-def read(
-    root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None
-) -> Iterator[Outcome]:
+def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Documents ``[start, stop)`` of a file."""
     name = relative_name(source.path, root)
     for line in islice(iter_lines(source.path), start, stop):
@@ -108,7 +106,9 @@ def _pictures(
     if problems and (not placed or not options.drop_missing_pictures):
         raise problems[0]
     if not placed:
-        raise SampleError("media_missing", f"expected a picture with a similarity of at least {options.min_matched_sim}")
+        raise SampleError(
+            "media_missing", f"expected a picture with a similarity of at least {options.min_matched_sim}"
+        )
     return placed, len(problems)
 
 

@@ -58,7 +58,9 @@ def resolve_media(folder: Path, name: Any, *, root: Path) -> Path:
         raise SampleError("media_missing", f"expected {name!r}, found nothing: {type(error).__name__}") from error
     # A link inside the corpus may lead out of it.
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
-        raise SampleError("path_outside_corpus", f"expected a file inside the corpus, found that {name!r} leads out of it")
+        raise SampleError(
+            "path_outside_corpus", f"expected a file inside the corpus, found that {name!r} leads out of it"
+        )
     if not stat.S_ISREG(status.st_mode):
         raise SampleError("media_missing", f"expected {name!r} to be a file, found something else")
     if not status.st_size:

@@ -54,7 +54,9 @@ def read_shard(
             sample_id = f"{corpus}/{shard.removesuffix('.tar')}/{entry.key or f'item-{number}'}"
             provenance = Provenance(shard, entry.key, entry.offset)
             yield attempt(
-                lambda entry=entry, sample_id=sample_id: _sample(archive, entry, captions, corpus, split, sample_id, shard),
+                lambda entry=entry, sample_id=sample_id: _sample(
+                    archive, entry, captions, corpus, split, sample_id, shard
+                ),
                 sample_id=sample_id,
                 corpus=corpus,
                 provenance=provenance,
@@ -68,7 +70,9 @@ def _sample(
         raise SampleError(entry.problem, f"{shard}: {entry.key or 'the shard'} cannot be read as a sample")
     extension = next((name for name in PICTURE_EXTENSIONS if name in entry.members), None)
     if extension is None:
-        raise SampleError("media_missing", f"expected a picture ({', '.join(PICTURE_EXTENSIONS)}), found {sorted(entry.members)}")
+        raise SampleError(
+            "media_missing", f"expected a picture ({', '.join(PICTURE_EXTENSIONS)}), found {sorted(entry.members)}"
+        )
     picture = read_member(archive, entry.members[extension])
     if not picture:
         raise SampleError("media_empty", f"expected a picture in {entry.members[extension].name}, found no bytes")

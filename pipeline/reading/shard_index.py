@@ -93,7 +93,9 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
         SampleError: ``media_too_large``, ``archive_truncated``.
     """
     if member.size > MAX_MEMBER_BYTES:
-        raise SampleError("media_too_large", f"{member.name}: expected at most {MAX_MEMBER_BYTES} bytes, found {member.size}")
+        raise SampleError(
+            "media_too_large", f"{member.name}: expected at most {MAX_MEMBER_BYTES} bytes, found {member.size}"
+        )
     try:
         file = archive.extractfile(member)
         data = file.read() if file is not None else b""

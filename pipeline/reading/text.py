@@ -32,7 +32,9 @@ def decode_utf8(data: bytes, *, what: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise SampleError("text_not_utf8", f"{what}: expected UTF-8, found byte {data[error.start]:#04x} at {error.start}") from error
+        raise SampleError(
+            "text_not_utf8", f"{what}: expected UTF-8, found byte {data[error.start]:#04x} at {error.start}"
+        ) from error
 
 
 def clean_text(value: Any, *, what: str, max_chars: int = MAX_CHARS) -> str:
