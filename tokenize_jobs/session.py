@@ -28,6 +28,7 @@ _LOCAL_ENVIRONMENT = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_DISABLE_IMPORT_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "OMP_NUM_THREADS": "1",
 }
 
 
@@ -47,7 +48,10 @@ def ray_session(*, workers: int, address: str = "") -> Iterator[None]:
     local = (
         {} if address else {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     )
-    ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+    # On a cluster the workers' environment is not ours; one thread each, so that sums never depend on the machine.
+    remote = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}} if address else {}
+    with _silent_stderr():
+        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local, **remote)
     _keep_quiet()
     try:
         yield

@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.tokenizers.compact import load_codec
+import torch
 
 from pipeline.corpus import load_corpus
+from pipeline.filters import filter_decoded, filter_raw
 from pipeline.media import make_decoder
-from pipeline.samples import Filtered, Reject
+from pipeline.samples import Filtered, RawSample, Reject
 from pipeline.tokenization import Decoded, count_tokens, decode_samples, encode_samples
 from pipeline.tokenizers.base import MediaTokenizer
+from pipeline.tokenizers.compact import load_codec
 from shards.errors import AnyGPTError, CorpusError, SampleError, TokenizerError
 from shards.manifest import ShardEntry
 from shards.records import TokenizedSample, samples_to_table
@@ -55,6 +57,7 @@ class Payload:
 def decode_row(row: Row, tasks: Sequence[Task]) -> Row:
     """Stage one: row of a unit -> the same row with its decoded media as ``payload``."""
     started = time.monotonic()
+    torch.set_num_threads(1)
     config = tasks[int(row["task"])].config
     payload, error = _attempt(lambda: pickle.dumps(decode_unit(config, Unit.from_row(row)), protocol=5))
     return {**row, "payload": payload or b"", "error": error, "busy_s": time.monotonic() - started}
@@ -65,6 +68,8 @@ class EncodeRow:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = list(tasks)
+        # Sums of floats depend on how many threads share them; codes must not.
+        torch.set_num_threads(1)
 
     def __call__(self, row: Row) -> Row:
         """Encode and commit one unit, unless decoding it failed."""
