@@ -30,6 +30,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Split
 from tokenizers.pre_tokenizers import Sequence as PreTokenizers
 from tokenizers.trainers import BpeTrainer
 
+from pipeline.sentencepiece import open_sentencepiece
 from shards.errors import ConfigError, TokenizerError
 from shards.writer import commit_bytes, file_sha256
 
@@ -93,7 +94,7 @@ class TextTokenizer:
 
 
 def load_text_tokenizer(folder: Path) -> TextTokenizer:
-    """Open a Hugging Face folder: ``tokenizer.json``, or ``tokenizer.model`` through transformers.
+    """Open a Hugging Face folder: ``tokenizer.json``, or LLaMA's ``tokenizer.model``.
 
     Raises:
         TokenizerError: no tokenizer files there, or files that do not open.
@@ -190,24 +191,16 @@ def _open_backend(folder: Path) -> Tokenizer:
         if path.is_file():
             return Tokenizer.from_file(str(path))
         if (folder / "tokenizer.model").is_file():
-            return _convert_sentencepiece(folder)
-    # tokenizers and the converters raise whatever their parsers raise; the folder and the fix are what helps.
+            return open_sentencepiece(folder / "tokenizer.model")
+    except TokenizerError:
+        raise
+    # tokenizers raises whatever its parser raises, bare Exception among it; the folder and the fix are what helps.
     except Exception as error:
-        raise TokenizerError(
-            f"{folder}: expected a tokenizer that opens, found {error!r}; copy the folder again"
-        ) from error
+        raise TokenizerError(f"{folder}: expected a tokenizer that opens, found {error!r}; copy it again") from error
     raise TokenizerError(
         f"{folder}: expected tokenizer.json or tokenizer.model, found neither; run anygpt-text, or give the folder of a "
         "checkpoint that holds its tokenizer"
     )
-
-
-def _convert_sentencepiece(folder: Path) -> Tokenizer:
-    # Takes seconds to import and only old checkpoints need it.
-    from transformers import AutoTokenizer
-
-    converted = cast(Any, AutoTokenizer).from_pretrained(str(folder), local_files_only=True)
-    return cast(Tokenizer, converted.backend_tokenizer)
 
 
 def _special_names(config: Mapping[str, Any]) -> dict[str, str]:

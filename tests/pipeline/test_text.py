@@ -104,7 +104,7 @@ def test_a_folder_without_a_tokenizer_says_what_to_do(tmp_path: Path):
     with pytest.raises(TokenizerError, match=r"tokenizer\.json or tokenizer\.model, found neither"):
         load_text_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
-    with pytest.raises(TokenizerError, match="copy the folder again"):
+    with pytest.raises(TokenizerError, match="copy it again"):
         load_text_tokenizer(tmp_path)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.anygpt_jsonl import ANYGPT_MARKERS, ANYGPT_MEDIA, BLOCKS, form_of, format_line, parse_line, split_message
@@ -186,7 +186,7 @@ def test_no_line_can_crash_the_reader(line: bytes):
         assert found
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
+@settings(deadline=None, max_examples=20)  # writes files
 @given(data=st.lists(st.one_of(lines(), st.binary(max_size=9)), min_size=1, max_size=6), newline=st.booleans())
 def test_inputs_are_written_or_rejected_and_what_is_written_comes_back(
     data: list[bytes], newline: bool, tmp_path_factory: pytest.TempPathFactory
