@@ -9,9 +9,6 @@ from pathlib import Path
 from configs.load import load_config, parse_args
 from shards.errors import AnyGPTError, ConfigError
 from tokenize_jobs.job import Job, prepare_job, run_jobs
-from tokenize_jobs.packing_config import PackingConfig, load_language
-from tokenize_jobs.packing_job import format_plan, plan_packing, run_packing
-from tokenize_jobs.packing_report import format_report
 from tokenize_jobs.plan import TokenizeConfig
 from tokenize_jobs.report import format_reports
 
@@ -64,21 +61,3 @@ def describe_plan(job: Job) -> str:
             f"  {unit.shard(job.config.output)}  {where} {unit.source.part}[{unit.start}:{unit.stop}]  {state}"
         )
     return "\n".join(lines)
-
-
-def pack(argv: Sequence[str] | None = None) -> int:
-    """``anygpt-pack CONFIG``: sample shards to packed shards."""
-    args = parse_args("anygpt-pack", "Pack sample shards into rows to train on.", argv)
-    try:
-        config = load_config(args.config, PackingConfig, args.set)
-        language = load_language(config)
-        plans = plan_packing(config, language, limit=args.limit)
-        if args.dry_run:
-            print(config.model_dump_json(indent=1))
-            print(format_plan(plans))
-            return 0
-        print(format_report(run_packing(config, plans, language)))
-    except AnyGPTError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0

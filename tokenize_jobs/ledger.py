@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shards.errors import DatasetError, FingerprintMismatch
 from shards.manifest import ShardEntry, fingerprint
 from shards.writer import TEMPORARY_SUFFIX, commit_bytes
-from tokenize_jobs.plan import Unit
+
+if TYPE_CHECKING:
+    # Only named in types: planning opens corpora and codecs, which takes seconds to import.
+    from tokenize_jobs.plan import Unit
 
 FACTS_NAME = "facts.json"
 

@@ -21,16 +21,21 @@ from tokenize_jobs.packing_unit import PackingRules, PackingUnit, Render, UnitRe
 
 
 class PackedSource(Config):
-    """One dataset of sample shards and how it is told."""
+    """One packed dataset: which samples are in it and how they are told."""
 
-    path: Path
-    """Folder with the manifest of sample shards."""
+    path: Path | tuple[Path, ...]
+    """Folder of sample shards, or several whose documents share rows."""
     directions: dict[str, float] | None = None
     """Direction -> share; absent takes what the templates say about the sample's corpus."""
     draws: int = Field(default=1, ge=1)
     """How often every sample is told, each time anew; an oversampled corpus needs several."""
     splits: tuple[str, ...] = ()
     """Keep samples of these corpus splits only; empty keeps all."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folders, be it one or several."""
+        return self.path if isinstance(self.path, tuple) else (self.path,)
 
 
 class PackingConfig(Config):

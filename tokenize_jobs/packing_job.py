@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from pipeline.packing import PACKING_VERSION
 from pipeline.templates import check_shares
-from shards.errors import DatasetError
+from shards.errors import DatasetError, FingerprintMismatch
 from shards.manifest import MANIFEST_NAME, Manifest, fingerprint, read_manifest
 from shards.packed import FORMAT_VERSION
-from tokenize_jobs.packing_config import Language, PackedSource, PackingConfig, pack_with
+from tokenize_jobs.ledger import only_writer
+from tokenize_jobs.packing_config import Language, PackingConfig, pack_with
 from tokenize_jobs.packing_report import finish_dataset, summarize, write_report
 from tokenize_jobs.packing_unit import (
     VALIDATION_SUFFIX,
@@ -37,11 +38,12 @@ class PackingPlan:
     """One packed dataset to make.
 
     Attributes:
+        tokenizers: modality -> fingerprint of the codec, of all its sources.
         done: its manifest is there already.
     """
 
     folder: Path
-    source: Manifest
+    tokenizers: Mapping[str, str]
     units: tuple[PackingUnit, ...]
     fingerprint: str
     config: Mapping[str, Any]
@@ -59,43 +61,58 @@ def plan_packing(config: PackingConfig, language: Language, *, limit: int | None
     for name, source in config.datasets.items():
         if source.directions is not None:
             check_shares(source.directions, where=f"datasets.{name}.directions")
-        manifest = read_manifest(source.path)
-        if manifest.kind != "samples":
-            raise DatasetError(
-                f"{source.path}: expected sample shards, found a dataset of kind {manifest.kind!r}; "
-                f"give datasets.{name}.path the output of anygpt-tokenize"
-            )
+        manifests = [(path, _read_samples_manifest(path, name)) for path in source.paths]
         parts = (False, True) if config.validation_share else (False,)
-        plans += [_plan_dataset(name, source, manifest, config, language, limit, validation) for validation in parts]
+        plans += [_plan_dataset(name, manifests, config, language, limit, validation) for validation in parts]
     return plans
+
+
+def _read_samples_manifest(path: Path, name: str) -> Manifest:
+    manifest = read_manifest(path)
+    if manifest.kind != "samples":
+        raise DatasetError(
+            f"{path}: expected sample shards, found a dataset of kind {manifest.kind!r}; "
+            f"give datasets.{name}.path the output of anygpt-tokenize"
+        )
+    return manifest
 
 
 def _plan_dataset(
     name: str,
-    source: PackedSource,
-    manifest: Manifest,
+    sources: Sequence[tuple[Path, Manifest]],
     config: PackingConfig,
     language: Language,
     limit: int | None,
     validation: bool,
 ) -> PackingPlan:
     folder = config.output / (name + VALIDATION_SUFFIX * validation)
-    facts = _facts(name, source, config, language, limit, validation)
-    shards = [(shard.path, shard.num_rows, shard.sha256) for shard in manifest.shards]
-    key = fingerprint({"config": facts, "source": manifest.fingerprint, "shards": shards})
+    facts = _facts(name, config, language, limit, validation)
+    inputs = [[m.name, m.fingerprint, [[s.path, s.num_rows, s.sha256] for s in m.shards]] for _, m in sources]
+    key = fingerprint({"config": facts, "inputs": inputs})
     done = (folder / MANIFEST_NAME).is_file()
     if done and (found := read_manifest(folder).fingerprint) != key:
         raise stale_output(folder, found, key)
-    slices = plan_slices(manifest, draws=source.draws, unit_documents=config.unit_documents, limit=limit)
-    units = tuple(
-        PackingUnit(name, number, folder, source.path, part, key, validation) for number, part in enumerate(slices)
-    )
-    return PackingPlan(folder, manifest, units, key, facts, done)
+    draws = config.datasets[name].draws
+    slices = plan_slices(sources, draws=draws, unit_documents=config.unit_documents, limit=limit)
+    units = tuple(PackingUnit(name, number, folder, part, key, validation) for number, part in enumerate(slices))
+    return PackingPlan(folder, _same_tokenizers(sources), units, key, facts, done)
 
 
-def _facts(
-    name: str, source: PackedSource, config: PackingConfig, language: Language, limit: int | None, validation: bool
-) -> dict[str, Any]:
+def _same_tokenizers(sources: Sequence[tuple[Path, Manifest]]) -> dict[str, str]:
+    """Modality -> the one codec fingerprint of all sources: codes of two codecs in one dataset would be noise."""
+    tokenizers: dict[str, str] = {}
+    for path, manifest in sources:
+        for modality, found in manifest.tokenizers.items():
+            expected = tokenizers.setdefault(modality, found)
+            if found != expected:
+                raise FingerprintMismatch(
+                    f"{path}: its {modality} codes were made by tokenizer {found}, those of {sources[0][0]} by {expected}; "
+                    "tokenize one of them again with the tokenizer of the other"
+                )
+    return tokenizers
+
+
+def _facts(name: str, config: PackingConfig, language: Language, limit: int | None, validation: bool) -> dict[str, Any]:
     """Everything that decides the bytes, without a path of any machine."""
     machine = {"output", "datasets", "templates", "vocabulary", "text_tokenizer", "checkpoint", "workers"}
     return {
@@ -106,7 +123,7 @@ def _facts(
         "packing_version": PACKING_VERSION,
         "vocabulary": language.vocabulary.fingerprint,
         "templates": language.templates.fingerprint,
-        **source.model_dump(mode="json", exclude={"path"}),
+        **config.datasets[name].model_dump(mode="json", exclude={"path"}),
         **config.model_dump(mode="json", exclude=machine),
     }
 
@@ -117,6 +134,11 @@ def run_packing(config: PackingConfig, plans: Sequence[PackingPlan], language: L
     Returns:
         The report, as ``OUTPUT/report.json`` has it; the stored one when there was nothing to do.
     """
+    with only_writer(config.output):
+        return _run(config, plans, language)
+
+
+def _run(config: PackingConfig, plans: Sequence[PackingPlan], language: Language) -> dict[str, Any]:
     started = time.monotonic()
     open_plans = [plan for plan in plans if not plan.done]
     results = {unit: result for plan in open_plans for unit in plan.units if (result := read_result(unit)) is not None}
@@ -152,7 +174,7 @@ def _manifest(plan: PackingPlan, language: Language) -> Manifest:
         fingerprint=plan.fingerprint,
         shards=(),
         format_version=FORMAT_VERSION,
-        tokenizers=plan.source.tokenizers,
+        tokenizers=plan.tokenizers,
         vocabulary=language.vocabulary,
         config=plan.config,
     )

@@ -6,15 +6,14 @@ retries or dying actors, every unit is there once and the bytes are those of a s
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-import ray
 import ray.data
 
 from tokenize_jobs.packing_config import PackingConfig, load_language, pack_with
 from tokenize_jobs.packing_unit import PackingUnit, UnitResult, read_result
+from tokenize_jobs.session import ray_session
 
 
 class _Packer:
@@ -37,28 +36,17 @@ def pack_on_ray(units: Sequence[PackingUnit], config: PackingConfig) -> Iterator
     """
     if not units:
         return
-    _start_session(config.workers)
-    rows = ray.data.from_items([{"unit": number} for number in range(len(units))], override_num_blocks=len(units))
-    packed = rows.map(
-        cast(Any, _Packer),
-        fn_constructor_args=(config.model_dump_json(), list(units)),
-        compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(units))),
-    )
-    for row in packed.iter_rows():
-        unit = units[int(row["unit"])]
-        result = read_result(unit)
-        assert result is not None, f"{unit.ledger}: written by the actor, not seen here; is the output folder shared?"
-        yield unit, result
-
-
-def _start_session(workers: int) -> None:
-    """Join the session there is, or start a small one: rows of this job are a few bytes, so the store can be too."""
-    if not ray.is_initialized():
-        ray.init(
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=100 * 1024 * 1024,
+    with ray_session(workers=config.workers):
+        rows = ray.data.from_items([{"unit": number} for number in range(len(units))], override_num_blocks=len(units))
+        packed = rows.map(
+            cast(Any, _Packer),
+            fn_constructor_args=(config.model_dump_json(), list(units)),
+            compute=ray.data.ActorPoolStrategy(size=min(config.workers, len(units))),
         )
-    ray.data.DataContext.get_current().enable_progress_bars = False
+        for row in packed.iter_rows():
+            unit = units[int(row["unit"])]
+            result = read_result(unit)
+            assert result is not None, (
+                f"{unit.ledger}: written by the actor, not seen here; is the output folder shared?"
+            )
+            yield unit, result

@@ -75,7 +75,7 @@ def _extra(manifest: Manifest, results: Sequence[UnitResult]) -> dict[str, Any]:
         "fill": fill(num_tokens, manifest.num_rows, sequence_length),
         "cut": sum(result.cut for result in results),
         "split": sum(result.split for result in results),
-        "sources": {manifest.config["dataset"]: num_tokens},
+        "sources": _sum(result.tokens_by_source for result in results),
         "tokens_by_direction": _sum(result.tokens_by_direction for result in results),
         "documents_by_direction": _sum(result.documents_by_direction for result in results),
         "sidecars": {
@@ -109,7 +109,7 @@ def summarize(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 
 def _one(manifest: Manifest) -> dict[str, Any]:
-    kept = ("sequence_length", "fill", "cut", "split", "tokens_by_direction", "documents_by_direction")
+    kept = ("sequence_length", "fill", "cut", "split", "sources", "tokens_by_direction", "documents_by_direction")
     return {
         **manifest.counts,
         "rows": manifest.num_rows,

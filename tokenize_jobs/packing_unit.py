@@ -7,6 +7,7 @@ the unit is simply done again.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
 import json
@@ -37,8 +38,10 @@ VALIDATION_SUFFIX = "-validation"
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows ``[start, stop)`` of one sample shard, drawn for the ``draw``-th time."""
+    """Rows ``[start, stop)`` of one sample shard of a dataset in ``folder``, drawn for the ``draw``-th time."""
 
+    dataset: str
+    folder: Path
     shard: str
     draw: int
     start: int
@@ -52,13 +55,11 @@ class PackingUnit:
     Attributes:
         dataset: its name in the config.
         folder: of the packed dataset; the validation part has a folder of its own.
-        samples: folder of the sample shards.
     """
 
     dataset: str
     number: int
     folder: Path
-    samples: Path
     slices: tuple[Slice, ...]
     fingerprint: str
     validation: bool = False
@@ -108,7 +109,7 @@ class UnitResult:
 
     Attributes:
         shard: None when nothing was left to write.
-        tokens_by_direction: ids, padding not counted.
+        tokens_by_source: ids by the dataset of samples they came from, padding not counted.
         cut: documents that fit a row and were cut; always 0, counted to prove it.
         split: documents longer than a row that were split at segment borders.
     """
@@ -120,6 +121,7 @@ class UnitResult:
     written: int
     filtered: dict[str, int] = field(default_factory=dict[str, int])
     rejected: dict[str, int] = field(default_factory=dict[str, int])
+    tokens_by_source: dict[str, int] = field(default_factory=dict[str, int])
     tokens_by_direction: dict[str, int] = field(default_factory=dict[str, int])
     documents_by_direction: dict[str, int] = field(default_factory=dict[str, int])
     cut: int = 0
@@ -128,31 +130,31 @@ class UnitResult:
 
 
 def plan_slices(
-    manifest: Manifest, *, draws: int, unit_documents: int, limit: int | None = None
+    sources: Sequence[tuple[Path, Manifest]], *, draws: int, unit_documents: int, limit: int | None = None
 ) -> list[tuple[Slice, ...]]:
     """Cut ``draws`` x samples, draw after draw, into equal runs of at most ``unit_documents``.
 
     Args:
+        sources: folders of sample shards and their manifests, one after the other.
         limit: use the first so many samples only.
     """
-    num_samples = manifest.num_rows if limit is None else min(limit, manifest.num_rows)
+    shards = [(folder, manifest.name, shard) for folder, manifest in sources for shard in manifest.shards]
+    starts = [0, *itertools.accumulate(shard.num_rows for _, _, shard in shards)]
+    num_samples = starts[-1] if limit is None else min(limit, starts[-1])
     total = num_samples * draws
     num_units = -(-total // unit_documents)
-    bounds = [total * number // num_units for number in range(num_units + 1)] if num_units else [0]
-    return [tuple(_slices(manifest, num_samples, start, stop)) for start, stop in itertools.pairwise(bounds)]
+    bounds = [total * number // num_units for number in range(num_units + 1)] if num_units else []
 
+    def slices(begin: int, end: int) -> Iterator[Slice]:
+        while begin < end:
+            draw, sample = divmod(begin, num_samples)
+            at = bisect.bisect_right(starts, sample) - 1
+            stop = min(starts[at + 1], num_samples, sample + end - begin)
+            folder, name, shard = shards[at]
+            yield Slice(name, folder, shard.path, draw, sample - starts[at], stop - starts[at])
+            begin += stop - sample
 
-def _slices(manifest: Manifest, num_samples: int, start: int, stop: int) -> Iterator[Slice]:
-    while start < stop:
-        draw, sample = divmod(start, num_samples)
-        first = 0
-        for shard in manifest.shards:
-            if first <= sample < first + shard.num_rows:
-                end = min(first + shard.num_rows, num_samples, sample + stop - start)
-                yield Slice(shard.path, draw, sample - first, end - first)
-                start += end - sample
-                break
-            first += shard.num_rows
+    return [tuple(slices(begin, end)) for begin, end in itertools.pairwise(bounds)]
 
 
 def is_validation(sample_id: str, share: float) -> bool:
@@ -180,7 +182,6 @@ def pack_unit(unit: PackingUnit, render: Render, rules: PackingRules) -> UnitRes
             sequence_length=rules.sequence_length,
             pad_id=rules.vocabulary.pad_id,
             dtype=rules.vocabulary.dtype,
-            dataset=unit.dataset,
             buffer_pieces=max(1, len(pieces)),
         )
     )
@@ -240,30 +241,41 @@ def _render_pieces(
     unit: PackingUnit, render: Render, rules: PackingRules, filtered: Counter[str], rejects: list[RejectedDocument]
 ) -> Iterator[Piece]:
     """The only place that catches a document's failure; everything else may stop the unit."""
-    for draw, sample in _read_samples(unit):
+    for origin, sample in _read_samples(unit):
         reason = _filter_reason(sample, unit, rules)
         if reason:
             filtered[reason] += 1
             continue
         try:
-            document = render(sample, draw)
+            document = render(sample, origin.draw)
             # Held in the vocabulary's own type: a quarter of the memory of int64.
             slim = replace(document, token_ids=document.token_ids.astype(rules.vocabulary.dtype))
-            yield from cut_to_fit(slim, sequence_length=rules.sequence_length, long_documents=rules.long_documents)
+            yield from cut_to_fit(
+                slim,
+                sequence_length=rules.sequence_length,
+                long_documents=rules.long_documents,
+                dataset=origin.dataset,
+            )
         except SampleError as error:
-            rejects.append(RejectedDocument(sample.sample_id, draw, error.reason, str(error)))
+            rejects.append(RejectedDocument(sample.sample_id, origin.draw, error.reason, str(error)))
 
 
-def _read_samples(unit: PackingUnit) -> Iterator[tuple[int, TokenizedSample]]:
+def _read_samples(unit: PackingUnit) -> Iterator[tuple[Slice, TokenizedSample]]:
     for piece in unit.slices:
-        for table in _read_rows(unit.samples / piece.shard, piece.start, piece.stop):
+        for table in _read_rows(piece.folder / piece.shard, piece.start, piece.stop):
             for sample in table_to_samples(table):
-                yield piece.draw, sample
+                yield piece, sample
 
 
 def _read_rows(path: Path, start: int, stop: int) -> Iterator[pa.Table]:
     """Rows ``[start, stop)`` of a Parquet file, one row group at a time."""
-    with pq.ParquetFile(path) as file:
+    try:
+        opened = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DatasetError(
+            f"{path}: expected a shard of samples, found {error}; run anygpt-verify on its folder"
+        ) from error
+    with opened as file:
         first = 0
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
@@ -290,10 +302,12 @@ def _tally(
     filtered: Counter[str],
     rejects: Sequence[RejectedDocument],
 ) -> UnitResult:
+    sources: Counter[str] = Counter()
     tokens: Counter[str] = Counter()
     documents: Counter[str] = Counter()
     cut = split = 0
     for piece in pieces:
+        sources[piece.dataset] += len(piece)
         tokens[piece.document.direction] += len(piece)
         if piece.start == 0:
             documents[piece.document.direction] += 1
@@ -308,6 +322,7 @@ def _tally(
         written=sum(documents.values()),
         filtered=dict(sorted(filtered.items())),
         rejected=dict(sorted(Counter(reject.reason for reject in rejects).items())),
+        tokens_by_source=dict(sorted(sources.items())),
         tokens_by_direction=dict(sorted(tokens.items())),
         documents_by_direction=dict(sorted(documents.items())),
         cut=cut,

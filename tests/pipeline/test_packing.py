@@ -43,7 +43,6 @@ def pack(found: list[Document], *, buffer_pieces: int = 1000) -> list[PackedRow]
             sequence_length=LENGTH,
             pad_id=PAD,
             dtype=np.dtype(np.uint16),
-            dataset="d",
             buffer_pieces=buffer_pieces,
         )
     )

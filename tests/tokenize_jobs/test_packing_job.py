@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from configs.load import load_config, read_toml
 from pipeline.text import train_text_tokenizer
 from shards.errors import DatasetError, RejectBudgetExceeded
 from shards.manifest import Manifest, ShardEntry, read_manifest, write_manifest
@@ -21,7 +26,8 @@ from shards.records import FORMAT_VERSION, Provenance, Segment, TokenizedSample,
 from shards.verify import verify_dataset
 from shards.vocabulary import Modality
 from shards.writer import commit_table
-from tokenize_jobs import cli
+from tokenize_jobs import packing_cli as cli
+from tokenize_jobs.packing_config import PackingConfig
 from tokenize_jobs.packing_unit import is_validation, plan_slices
 
 SENTENCE = "a red blue green square circle on the left right of one spoken sentence with music in it"
@@ -154,15 +160,23 @@ def test_the_second_run_does_no_work_and_changes_no_byte(packed: Path, inputs: P
     assert after == before
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_files_do_not_depend_on_the_number_of_ray_workers(
-    packed: Path, inputs: Path, tmp_path: Path, workers: int
-) -> None:
-    given = arguments(inputs, tmp_path / "out", tmp_path / "config.toml", f"workers={workers}")
-    script = f"import sys; from tokenize_jobs.cli import pack; sys.exit(pack({given!r}))"
+def test_files_do_not_depend_on_the_number_of_ray_workers(packed: Path, inputs: Path, tmp_path: Path) -> None:
+    """Both in one Ray session: starting it takes longer than packing."""
+    runs = [
+        arguments(inputs, tmp_path / str(workers), tmp_path / f"{workers}.toml", f"workers={workers}")
+        for workers in (1, 2)
+    ]
+    script = f"""
+import sys
+from tokenize_jobs.packing_cli import pack
+from tokenize_jobs.session import ray_session
+with ray_session(workers=2):
+    sys.exit(any([pack(given) for given in {runs!r}]))
+"""
     done = subprocess.run([sys.executable, "-c", script], check=False, timeout=180, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "out") == contents(packed)
+    assert contents(tmp_path / "1") == contents(packed)
+    assert contents(tmp_path / "2") == contents(packed)
 
 
 # Where the process dies: after the nth call of the function that makes a file durable.
@@ -174,7 +188,7 @@ def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     script = f"""
 import os, signal
 import shards.packed, shards.writer
-from tokenize_jobs.cli import pack
+from tokenize_jobs.packing_cli import pack
 left = {survived_commits}
 durable = shards.writer.commit_file
 def dying(temporary, path):
@@ -267,11 +281,75 @@ def test_packed_shards_cannot_be_packed_again(packed: Path, inputs: Path, tmp_pa
 
 @pytest.mark.parametrize(("draws", "unit_documents", "limit"), [(1, 7, None), (3, 7, None), (2, 1000, 11), (1, 1, 0)])
 def test_units_cover_every_draw_of_every_row_once(draws: int, unit_documents: int, limit: int | None) -> None:
-    entries = tuple(ShardEntry(f"u{n}", rows, 0, "") for n, rows in enumerate((5, 0, 9, 1)))
-    manifest = Manifest("samples", "c", "f", entries, FORMAT_VERSION)
-    units = plan_slices(manifest, draws=draws, unit_documents=unit_documents, limit=limit)
-    covered = [(part.draw, part.shard, row) for unit in units for part in unit for row in range(part.start, part.stop)]
-    rows = [(entry.path, row) for entry in entries for row in range(entry.num_rows)][:limit]
+    shards = [ShardEntry(f"u{n}", rows, 0, "") for n, rows in enumerate((5, 0, 9, 1))]
+    sources = [
+        (Path("left"), Manifest("samples", "a", "f", tuple(shards[:3]), FORMAT_VERSION)),
+        (Path("right"), Manifest("samples", "b", "f", tuple(shards[3:]), FORMAT_VERSION)),
+    ]
+    units = plan_slices(sources, draws=draws, unit_documents=unit_documents, limit=limit)
+    covered = [
+        (part.draw, part.folder, part.shard, row)
+        for unit in units
+        for part in unit
+        for row in range(part.start, part.stop)
+    ]
+    rows = [(path, entry.path, row) for path, m in sources for entry in m.shards for row in range(entry.num_rows)][
+        :limit
+    ]
     assert covered == [(draw, *row) for draw in range(draws) for row in rows]
     sizes = [sum(part.stop - part.start for part in unit) for unit in units]
     assert not sizes or (max(sizes) <= unit_documents and max(sizes) - min(sizes) <= 1)
+
+
+def test_several_corpora_may_share_rows_and_the_sidecar_tells_them_apart(inputs: Path, tmp_path: Path) -> None:
+    both = f"datasets.pictures.path=['{inputs / 'pictures'}', '{inputs / 'speech'}']"
+    assert cli.pack(arguments(inputs, tmp_path / "out", tmp_path / "config.toml", both)) == 0
+    folder = tmp_path / "out" / "pictures"
+    sidecar = pa.concat_tables(pq.read_table(path) for path in sorted(folder.glob("*.samples.parquet")))
+    sources: Counter[str] = Counter()
+    for record in sidecar.to_pylist():
+        sources[record["dataset"]] += record["stop"] - record["start"]
+        assert record["sample_id"].startswith(record["dataset"])
+    assert read_manifest(folder).extra["sources"] == dict(sources)
+    assert set(sources) == {"pictures", "speech"}
+    mixed_rows = sidecar.group_by("row").aggregate([("dataset", "count_distinct")])["dataset_count_distinct"]
+    assert max(mixed_rows.to_pylist()) == 2
+
+
+def test_codes_of_two_tokenizers_do_not_share_rows(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, fingerprint in (("one", "a" * 16), ("two", "b" * 16)):
+        shutil.copytree(inputs / "pictures", tmp_path / name)
+        manifest = replace(read_manifest(tmp_path / name), name=name, tokenizers={"image": fingerprint})
+        write_manifest(tmp_path / name, manifest)
+    both = f"datasets.pictures.path=['{tmp_path / 'one'}', '{tmp_path / 'two'}']"
+    assert cli.pack(arguments(inputs, tmp_path / "out", tmp_path / "config.toml", both)) == 1
+    assert "two: its image codes were made by tokenizer bbbb" in capsys.readouterr().err
+
+
+def test_a_missing_shard_of_samples_is_named(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(inputs / "pictures", tmp_path / "torn")
+    (tmp_path / "torn" / "unit-00001.parquet").unlink()
+    given = arguments(
+        inputs, tmp_path / "out", tmp_path / "config.toml", f"datasets.pictures.path='{tmp_path / 'torn'}'"
+    )
+    assert cli.pack(given) == 1
+    assert "unit-00001.parquet: expected a shard of samples" in capsys.readouterr().err
+
+
+def test_every_shipped_config_is_valid_and_fits_a_mixture(repository: Path) -> None:
+    """Datasets and shares are named in two files; a name in one of them only would stop the trainer much later."""
+    found = {
+        path.stem: load_config(path, PackingConfig) for path in (repository / "configs" / "packing").glob("*.toml")
+    }
+    mixtures = {
+        "tiny": "tiny",
+        "tiny-sft": "tiny-sft",
+        "anygpt-7b-pretrain": "paper-table7",
+        "anygpt-7b-sft": "paper-sft",
+    }
+    assert set(found) == set(mixtures)
+    for name, config in found.items():
+        shares = read_toml(repository / "configs" / "mixtures" / f"{mixtures[name]}.toml")["shares"]
+        assert set(shares) == set(config.datasets)
