@@ -129,7 +129,13 @@ def test_epochs_count_what_was_drawn():
         datasets, _ = mixture.locate_many(np.arange(stop))
         counts = np.bincount(datasets, minlength=len(mixture.names))
         assert mixture.rows_drawn(stop) == dict(zip(mixture.names, counts.tolist(), strict=True))
-    assert mixture.epochs(100) == {"interleaved": 5 / 7, "image": 30 / 101, "mls": 13 / 64, "speech": 27.0, "music": 25 / 23}
+    assert mixture.epochs(100) == {
+        "interleaved": 5 / 7,
+        "image": 30 / 101,
+        "mls": 13 / 64,
+        "speech": 27.0,
+        "music": 25 / 23,
+    }
 
 
 def test_thirds_are_shares_too():

@@ -1,0 +1,123 @@
+"""The language model: transformers' LLaMA, made anew or taken from a folder, with our loss on top.
+
+Documents of a row are kept apart by positions alone: given ``position_ids`` that start again, no mask and no cache,
+transformers builds a block-diagonal mask. With a mask, or with the cache its config turns on by default, it silently
+does not; so the call is made in one place, here, and the model's config forbids the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from shards.vocabulary import Vocabulary
+from train.checkpoint import Tensors
+from train.config import InitConfig, ModelConfig, TrainConfig
+from train.loss import HeadLoss
+from train.plan import VOCABULARY_NAME, Plan
+
+_PREFIX = "causal."
+
+
+class Backbone(nn.Module):
+    """A causal language model that answers with its loss."""
+
+    def __init__(self, causal: LlamaForCausalLM, *, num_ids: int, head_chunk: int) -> None:
+        super().__init__()
+        if causal.config.use_cache or causal.config._attn_implementation != "sdpa":
+            raise ValueError("expected use_cache=False and sdpa attention, or documents of a row would see each other")
+        self.causal = causal
+        self.head_loss = HeadLoss(causal.lm_head.weight, num_ids=num_ids, chunk=head_chunk)  # pyright: ignore[reportArgumentType]
+
+    def forward(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss of the targets, and the loss of each; shapes as in :class:`train.collate.MicroBatch`."""
+        hidden = self.causal.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        return self.head_loss(hidden, labels)
+
+
+def build_backbone(plan: Plan) -> Backbone:
+    """The backbone a run starts from, in float32 on the CPU; equal plans give equal weights."""
+    config = plan.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.init.folder is None:
+            causal = LlamaForCausalLM(_new_config(config.model, plan))
+        else:
+            causal = _from_folder(config.init.folder, config.init, plan.vocabulary)
+    _bind_vocabulary(causal, plan.vocabulary)
+    causal.config.use_cache = False
+    if config.engine.activation_checkpointing:
+        causal.gradient_checkpointing_enable({"use_reentrant": False})
+    causal.train()
+    return Backbone(causal, num_ids=plan.vocabulary.size, head_chunk=config.engine.head_chunk)
+
+
+def export(backbone: Backbone, weights: Tensors, plan: Plan, folder: Path) -> None:
+    """Write a folder that ``AutoModelForCausalLM`` loads: config, weights, generation config; and the vocabulary.
+
+    Args:
+        weights: by the backbone's parameter names, in float32; written in the dtype of the run.
+    """
+    dtype = torch_dtype(plan.config)
+    state = {name.removeprefix(_PREFIX): torch.from_numpy(array).to(dtype) for name, array in weights.items()}
+    if plan.shape.tied:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    causal = backbone.causal
+    causal.config.use_cache, causal.config.dtype = True, dtype
+    causal.save_pretrained(folder, state_dict=state)
+    causal.config.use_cache = False
+    text = json.dumps(plan.vocabulary.to_json(), indent=1, ensure_ascii=False) + "\n"
+    (folder / VOCABULARY_NAME).write_text(text, encoding="utf-8")
+
+
+def parameters_by_name(backbone: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter once; a shared one under its first name."""
+    return dict(backbone.named_parameters())
+
+
+def torch_dtype(config: TrainConfig) -> torch.dtype:
+    """The dtype of the run's weights."""
+    return torch.bfloat16 if config.engine.dtype == "bf16" else torch.float32
+
+
+def _new_config(model: ModelConfig, plan: Plan) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=plan.shape.vocabulary_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_heads,
+        num_key_value_heads=plan.shape.num_key_value_heads,
+        max_position_embeddings=model.max_position_embeddings or plan.sequence_length,
+        rms_norm_eps=model.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
+        initializer_range=model.initializer_range,
+        tie_word_embeddings=model.tie_embeddings,
+        attn_implementation="sdpa",
+    )
+
+
+def _from_folder(folder: Path, init: InitConfig, vocabulary: Vocabulary) -> LlamaForCausalLM:
+    causal = LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
+    )
+    if causal.config.vocab_size < vocabulary.size:
+        causal.resize_token_embeddings(vocabulary.size, mean_resizing=init.new_embeddings == "mean")
+    return causal
+
+
+def _bind_vocabulary(causal: LlamaForCausalLM, vocabulary: Vocabulary) -> None:
+    ids = {
+        "bos_token_id": vocabulary.bos_id,
+        "eos_token_id": vocabulary.eos_id,
+        "pad_token_id": vocabulary.pad_id,
+    }
+    for name, value in ids.items():
+        setattr(causal.config, name, value)
+    causal.generation_config = GenerationConfig(**ids)

@@ -1,0 +1,126 @@
+"""Rows become a batch: which ids are targets, and which position each id has in its own document.
+
+A target is an id inside a loss span that does not open a document: the model must not learn to guess a document from
+the one before it. With ``attention = "document"`` positions start again at every document; that is all transformers
+needs to build a block-diagonal mask, provided it gets no mask and no cache (see :mod:`train.backbone`).
+
+Ids stay as narrow as they are stored until they are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from shards.reader import PackedDataset
+from shards.vocabulary import TokenIds
+
+Attention = Literal["row", "document"]
+IGNORED = -100
+"""Label of an id that is no target."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostBatch:
+    """One process's rows of a global batch; the arrays are filled again for a later batch.
+
+    Attributes:
+        token_ids: (rows, length), as stored.
+        is_target: (rows, length).
+        position_ids: (rows, length), or None when documents of a row see each other.
+        datasets: (rows,) which dataset of the mixture each row is from.
+    """
+
+    token_ids: TokenIds
+    is_target: npt.NDArray[np.bool_]
+    position_ids: npt.NDArray[np.int32] | None
+    datasets: npt.NDArray[np.int64]
+
+    @property
+    def num_targets(self) -> int:
+        """Ids that count for the loss."""
+        return int(self.is_target.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """What one forward pass reads, on the device; labels are :data:`IGNORED` where an id is no target."""
+
+    input_ids: torch.Tensor  # (rows, length)
+    labels: torch.Tensor  # (rows, length)
+    position_ids: torch.Tensor | None  # (rows, length)
+    datasets: torch.Tensor  # (rows,)
+
+
+def allocate(rows: int, length: int, dtype: np.dtype[Any], attention: Attention) -> HostBatch:
+    """Buffers for :func:`fill`."""
+    return HostBatch(
+        np.zeros((rows, length), dtype),
+        np.zeros((rows, length), np.bool_),
+        np.zeros((rows, length), np.int32) if attention == "document" else None,
+        np.zeros(rows, np.int64),
+    )
+
+
+def fill(
+    batch: HostBatch,
+    datasets: Sequence[PackedDataset],
+    *,
+    indices: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+) -> HostBatch:
+    """Gather rows into a batch's buffers, in the order given.
+
+    Args:
+        indices, rows: (rows,) which dataset, and which row of it, as :meth:`Mixture.locate_many` says.
+    """
+    length = batch.token_ids.shape[1]
+    batch.datasets[:] = indices
+    for place, (index, row) in enumerate(zip(indices.tolist(), rows.tolist(), strict=True)):
+        dataset = datasets[index]
+        dataset.gather([row], out=batch.token_ids[place : place + 1])
+        starts = dataset.document_starts(row)
+        batch.is_target[place] = target_mask(dataset.loss_spans(row), starts, length)
+        if batch.position_ids is not None:
+            batch.position_ids[place] = document_positions(starts, length)
+    return batch
+
+
+def target_mask(
+    loss_spans: npt.NDArray[np.int32], document_starts: npt.NDArray[np.int32], length: int
+) -> npt.NDArray[np.bool_]:
+    """(length,) which ids of a row are targets.
+
+    Args:
+        loss_spans: (spans, 2) half-open, disjoint.
+        document_starts: (documents,).
+    """
+    edges = np.zeros(length + 1, np.int8)
+    np.add.at(edges, loss_spans[:, 0], 1)
+    np.add.at(edges, loss_spans[:, 1], -1)
+    inside = np.cumsum(edges[:length], dtype=np.int8).astype(np.bool_)
+    inside[document_starts] = False
+    return inside
+
+
+def document_positions(document_starts: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.int32]:
+    """(length,) place of each id in its document; padding counts on from the last one."""
+    sizes = np.diff(np.append(document_starts, length))
+    return np.arange(length, dtype=np.int32) - np.repeat(document_starts, sizes).astype(np.int32)
+
+
+def micro_batches(batch: HostBatch, rows: int, device: torch.device) -> Iterator[MicroBatch]:
+    """Cut a batch into forward passes of ``rows`` rows and widen it on the device."""
+    for start in range(0, len(batch.token_ids), rows):
+        part = slice(start, start + rows)
+        ids = torch.from_numpy(batch.token_ids[part]).to(device).long()
+        labels = ids.masked_fill(torch.from_numpy(~batch.is_target[part]).to(device), IGNORED)
+        positions = None
+        if batch.position_ids is not None:
+            positions = torch.from_numpy(batch.position_ids[part]).to(device).long()
+        yield MicroBatch(ids, labels, positions, torch.from_numpy(batch.datasets[part]).to(device))

@@ -1,0 +1,156 @@
+"""What a training run is made of, as a file: every number one may want to change is a key here.
+
+Paths are relative to where the command runs, as on any command line. Defaults are those of the paper where it gives
+one (section 4.1, Table 8) and of the embedded default where it does not.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from configs.load import Config
+
+
+class MixtureConfig(Config):
+    """A file in ``configs/mixtures/``."""
+
+    shares: dict[str, float]
+    """Dataset -> part of all rows; they sum to 1."""
+
+    paths: dict[str, Path] = {}
+    """Datasets whose folder is not ``data/<dataset>``."""
+
+
+class ModelConfig(Config):
+    """Shape of a LLaMA backbone that is made anew; a run that starts from a folder takes the folder's shape."""
+
+    hidden_size: PositiveInt = 256
+    num_layers: PositiveInt = 4
+    num_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt | None = None
+    """None: as many as heads."""
+
+    intermediate_size: PositiveInt = 704
+    rope_theta: PositiveFloat = 10_000.0
+    rms_norm_eps: PositiveFloat = 1e-5
+    initializer_range: PositiveFloat = 0.02
+    tie_embeddings: bool = False
+    """One matrix for input and output embedding; the paper, like LLaMA-2, has two."""
+
+    max_position_embeddings: PositiveInt | None = None
+    """None: the row length of the data."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        key_value_heads = self.num_key_value_heads or self.num_heads
+        if self.hidden_size % self.num_heads or self.num_heads % key_value_heads:
+            raise ValueError(
+                f"expected hidden_size to be a multiple of num_heads, and that of num_key_value_heads, found "
+                f"{self.hidden_size}, {self.num_heads}, {key_value_heads}"
+            )
+        if (self.hidden_size // self.num_heads) % 2:
+            raise ValueError("expected an even number of dimensions a head (rotary embeddings turn pairs)")
+        return self
+
+
+class InitConfig(Config, populate_by_name=True):
+    """Where the weights come from."""
+
+    folder: Path | None = Field(default=None, alias="from")
+    """A LLaMA-shape Hugging Face folder: LLaMA-2-7B, or ``checkpoints/final`` of another run. None: random."""
+
+    new_embeddings: Literal["random", "mean"] = "random"
+    """How rows beyond the folder's vocabulary begin: as in the paper, or around the mean of the old ones."""
+
+
+class OptimizerConfig(Config):
+    """AdamW with a global norm clip."""
+
+    lr: PositiveFloat = 6e-5
+    """Peak."""
+
+    betas: tuple[NonNegativeFloat, NonNegativeFloat] = (0.9, 0.95)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    clip: PositiveFloat = 1.0
+
+
+class ScheduleConfig(Config):
+    """Cosine with a linear warm-up; see :mod:`train.schedule`."""
+
+    warmup: float = Field(default=0.03, ge=0, lt=1)
+    """Part of all steps."""
+
+    final_lr: NonNegativeFloat = 0.0
+    """Learning rate of the last step."""
+
+
+class EngineConfig(Config):
+    """How the arithmetic is done. Nothing here changes what is learnt, beyond rounding."""
+
+    kind: Literal["deepspeed", "torch"] = "deepspeed"
+    zero: Literal[1, 2, 3] = 2
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    micro_batch_rows: PositiveInt | None = None
+    """Rows of one forward pass on one process; None: its whole part of the batch."""
+
+    activation_checkpointing: bool = False
+    head_chunk: PositiveInt = 1024
+    """Targets whose logits exist at one time."""
+
+    threads: PositiveInt | None = None
+    """CPU threads of a process; None: ``OMP_NUM_THREADS``, or the cores divided by the processes here."""
+
+
+class CheckpointConfig(Config):
+    """When the state of the run is written, and how many of these states are kept."""
+
+    every: PositiveInt = 500
+    keep: PositiveInt = 2
+
+
+class LogConfig(Config):
+    """How often figures are written."""
+
+    every: PositiveInt = 10
+    tensorboard: bool = True
+
+
+class TrainConfig(Config):
+    """One run."""
+
+    output: Path
+    """Run folder: metrics.jsonl, config.json, checkpoints/, tensorboard/."""
+
+    data: Path
+    """Folder of packed datasets; the mixture's datasets are folders in it."""
+
+    mixture: Path
+    """A file in ``configs/mixtures/``."""
+
+    steps: PositiveInt
+    batch_rows: PositiveInt
+    """Rows of a global batch, over all processes."""
+
+    attention: Literal["row", "document"] = "document"
+    """Whether documents of a row see each other, as in the paper, or not."""
+
+    seed: NonNegativeInt = 0
+    verify: Literal["lazy", "open", "off"] = "lazy"
+    """When checksums of shards are checked: on first touch, all at the start, never."""
+
+    model: ModelConfig = ModelConfig()
+    init: InitConfig = InitConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    engine: EngineConfig = EngineConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @property
+    def name(self) -> str:
+        """Of the run: the last part of its folder."""
+        return self.output.name

@@ -1,0 +1,239 @@
+"""Everything about a run that can be known before the first tensor exists: data, sizes, arithmetic, refusals.
+
+Cheap on purpose (no torch): a misspelt key or a missing dataset is told in a fraction of a second, and the plan of a
+7B run can be read on a laptop.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.load import load_config
+from shards.errors import ConfigError, DatasetError, FingerprintMismatch
+from shards.manifest import fingerprint
+from shards.mixture import Mixture
+from shards.reader import PackedDataset, open_packed, same_vocabulary
+from shards.vocabulary import Vocabulary
+from train.config import MixtureConfig, TrainConfig
+
+FINAL_FOLDER = "final"
+VOCABULARY_NAME = "vocabulary.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A LLaMA's sizes."""
+
+    vocabulary_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    tied: bool
+
+    @property
+    def num_parameters(self) -> int:
+        """Embeddings included."""
+        head_dim = self.hidden_size // self.num_heads
+        attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * head_dim * self.num_key_value_heads
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = (1 if self.tied else 2) * self.vocabulary_size * self.hidden_size
+        return embeddings + self.num_layers * layer + self.hidden_size
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A run, its data opened and found to fit together.
+
+    Attributes:
+        datasets: in the order of ``mixture.names``.
+        fingerprints: of everything a resumed run must share with its checkpoint.
+    """
+
+    config: TrainConfig
+    datasets: tuple[PackedDataset, ...]
+    mixture: Mixture
+    vocabulary: Vocabulary
+    sequence_length: int
+    shape: Shape
+    fingerprints: dict[str, str]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the run keeps its states and, at the end, its model."""
+        return self.config.output / "checkpoints"
+
+    @property
+    def final(self) -> Path:
+        """The model in Hugging Face's layout, there when the run is finished."""
+        return self.checkpoints / FINAL_FOLDER
+
+
+def make_plan(config: TrainConfig, *, where: str) -> Plan:
+    """Open the data of a run and check that everything fits.
+
+    Args:
+        where: the config file, for messages.
+
+    Raises:
+        ConfigError: a dataset's folder is missing, shares do not sum to 1, or sizes do not fit each other.
+        FingerprintMismatch: datasets, or data and initial weights, have different vocabularies.
+    """
+    names = load_config(config.mixture, MixtureConfig)
+    datasets = {name: _open(name, names, config) for name, share in names.shares.items() if share}
+    sizes = {name: dataset.num_rows for name, dataset in datasets.items()}
+    try:
+        mixture = Mixture(names.shares, sizes, config.seed)
+    except ConfigError as error:
+        raise ConfigError(f"{config.mixture}: key 'shares': {error}") from error
+    vocabulary = same_vocabulary(datasets)
+    sequence_length = _same_length(datasets)
+    shape = _shape(config, vocabulary)
+    micro_rows = config.engine.micro_batch_rows
+    if micro_rows and config.batch_rows % micro_rows:
+        raise ConfigError(
+            f"{where}: key 'engine.micro_batch_rows': expected a divisor of batch_rows {config.batch_rows}, "
+            f"found {micro_rows}"
+        )
+    return Plan(
+        config,
+        tuple(datasets[name] for name in mixture.names),
+        mixture,
+        vocabulary,
+        sequence_length,
+        shape,
+        _fingerprints(config, datasets, mixture, vocabulary, shape),
+    )
+
+
+def legal_process_counts(batch_rows: int, micro_batch_rows: int | None) -> list[int]:
+    """Numbers of processes over which a global batch divides into whole forward passes."""
+    micro_batches = batch_rows // (micro_batch_rows or 1)
+    return [count for count in range(1, micro_batches + 1) if micro_batches % count == 0]
+
+
+def micro_batch_rows(config: TrainConfig, world_size: int) -> int:
+    """Rows of one forward pass on one process.
+
+    Raises:
+        ConfigError: if the global batch does not divide; lists the numbers of processes that do.
+    """
+    legal = legal_process_counts(config.batch_rows, config.engine.micro_batch_rows)
+    if world_size not in legal:
+        raise ConfigError(
+            f"{config.name}: a batch of {config.batch_rows} rows in forward passes of "
+            f"{config.engine.micro_batch_rows or 'any number of'} rows does not divide over {world_size} processes; "
+            f"these numbers work: {', '.join(map(str, legal))}"
+        )
+    return config.engine.micro_batch_rows or config.batch_rows // world_size
+
+
+def config_json(config: TrainConfig) -> str:
+    """The resolved config, as it is stored and shown."""
+    return json.dumps(config.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+
+
+def describe(plan: Plan) -> str:
+    """The plan, for ``--dry-run``."""
+    config, slots = plan.config, plan.config.batch_rows * plan.sequence_length
+    stop = config.steps * config.batch_rows
+    drawn, epochs = plan.mixture.rows_drawn(stop), plan.mixture.epochs(stop)
+    lines = [
+        f"run          {config.name}: {config.steps:,} steps of {config.batch_rows:,} rows of {plan.sequence_length:,}",
+        f"tokens       {config.steps * slots:,} ({slots:,} a step)",
+        f"parameters   {plan.shape.num_parameters:,} (vocabulary {plan.vocabulary.name}: {plan.vocabulary.size:,} ids)",
+        f"engine       {config.engine.kind}, ZeRO-{config.engine.zero}, {config.engine.dtype}",
+        "processes    " + ", ".join(map(str, legal_process_counts(config.batch_rows, config.engine.micro_batch_rows))),
+        "dataset                   share         rows      to read   epochs",
+    ]
+    for name in plan.mixture.names:
+        lines.append(
+            f"  {name:<22} {plan.mixture.shares[name]:>6.3f} {plan.mixture.sizes[name]:>12,} "
+            f"{drawn[name]:>12,} {epochs[name]:>8.2f}"
+        )
+    return "\n".join(lines)
+
+
+def _open(name: str, mixture: MixtureConfig, config: TrainConfig) -> PackedDataset:
+    folder = mixture.paths.get(name, config.data / name)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"{config.mixture}: key 'shares.{name}': expected a packed dataset in {folder}, found no such folder; "
+            "pack it first, or set data or paths"
+        )
+    return open_packed(folder, verify=config.verify)
+
+
+def _same_length(datasets: dict[str, PackedDataset]) -> int:
+    lengths = {name: dataset.sequence_length for name, dataset in datasets.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError(f"mixture: expected rows of one length, found {lengths}; pack them again with one length")
+    return next(iter(lengths.values()))
+
+
+def _shape(config: TrainConfig, vocabulary: Vocabulary) -> Shape:
+    model = config.model
+    if config.init.folder is None:
+        heads = model.num_key_value_heads or model.num_heads
+        sizes = (model.hidden_size, model.num_layers, model.num_heads, heads, model.intermediate_size)
+        return Shape(vocabulary.size, *sizes, model.tie_embeddings)
+    folder = _read_folder(config.init.folder, vocabulary)
+    heads = folder["num_attention_heads"]
+    return Shape(
+        max(vocabulary.size, folder["vocab_size"]),
+        folder["hidden_size"],
+        folder["num_hidden_layers"],
+        heads,
+        folder.get("num_key_value_heads") or heads,
+        folder["intermediate_size"],
+        bool(folder.get("tie_word_embeddings", False)),
+    )
+
+
+def _read_folder(folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
+    """``config.json`` of the folder a run starts from, its vocabulary compared with that of the data."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"key 'init.from': expected a model in {folder}, found no {path.name}; "
+            "finish the run that makes it, or give another folder"
+        )
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("model_type") != "llama":
+        raise ConfigError(f"{path}: expected model_type 'llama', found {config.get('model_type')!r}")
+    own = folder / VOCABULARY_NAME
+    if own.is_file():
+        found = Vocabulary.from_json(json.loads(own.read_text(encoding="utf-8")))
+        if found.fingerprint != vocabulary.fingerprint:
+            raise FingerprintMismatch(
+                f"{own}: the weights speak vocabulary {found.name} ({found.fingerprint}), the data "
+                f"{vocabulary.name} ({vocabulary.fingerprint}); pack the data again with the vocabulary of the weights"
+            )
+    elif config["vocab_size"] < vocabulary.size and config["vocab_size"] != vocabulary.text_size:
+        raise DatasetError(
+            f"{path}: expected a model of the {vocabulary.text_size:,} text ids or of all {vocabulary.size:,} ids of "
+            f"{vocabulary.name}, found {config['vocab_size']:,}; pack the data with the tokenizer of this model"
+        )
+    return config
+
+
+def _fingerprints(
+    config: TrainConfig,
+    datasets: dict[str, PackedDataset],
+    mixture: Mixture,
+    vocabulary: Vocabulary,
+    shape: Shape,
+) -> dict[str, str]:
+    start = {"shape": [getattr(shape, name) for name in shape.__slots__]}
+    start |= {"model": config.model.model_dump(mode="json")} if config.init.folder is None else {}
+    return {
+        "vocabulary": vocabulary.fingerprint,
+        "mixture": mixture.fingerprint,
+        "model": fingerprint(start),
+        "batch": fingerprint({"rows": config.batch_rows, "attention": config.attention}),
+        **{f"dataset {name}": dataset.manifest.fingerprint for name, dataset in datasets.items()},
+    }

@@ -1,0 +1,70 @@
+"""The rows of a run, one global batch after another; its state is one integer, the step.
+
+A rank takes its stretch of the global batch's positions, so what a step learns from does not depend on how many ranks
+there are. One thread gathers the next batch into a spare buffer while the current one is trained on: gathering is
+memory copies that release the interpreter lock, and worker processes would cost more than they save.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from shards.mixture import Mixture
+from shards.reader import PackedDataset
+from train.collate import Attention, HostBatch, allocate, fill
+
+
+class RowStream:
+    """A context manager; :meth:`next` gives the batches of steps ``first_step``, ``first_step + 1``, ...
+
+    Steps count from 1: step k reads positions ``[(k - 1) * batch_rows, k * batch_rows)``.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        datasets: tuple[PackedDataset, ...],
+        *,
+        batch_rows: int,
+        attention: Attention,
+        first_step: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_rows % world_size:
+            raise ValueError(f"expected batch_rows to divide over the ranks, found {batch_rows} over {world_size}")
+        self.wait_s = 0.0
+        """Seconds that :meth:`next` has waited for data so far."""
+        self._mixture, self._datasets = mixture, datasets
+        self._batch_rows, self._rows = batch_rows, batch_rows // world_size
+        self._first = rank * self._rows
+        length, dtype = datasets[0].sequence_length, datasets[0].vocabulary.dtype
+        self._buffers = [allocate(self._rows, length, dtype, attention) for _ in range(2)]
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
+        self._step = first_step
+        self._ahead: Future[HostBatch] = self._thread.submit(self._fill, first_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def next(self) -> HostBatch:
+        """This rank's rows of the next step; the batch given before it is overwritten from now on."""
+        start = time.perf_counter()
+        batch = self._ahead.result()
+        self.wait_s += time.perf_counter() - start
+        self._step += 1
+        self._ahead = self._thread.submit(self._fill, self._step)
+        return batch
+
+    def _fill(self, step: int) -> HostBatch:
+        positions = self._mixture.batch(step - 1, self._batch_rows)[self._first : self._first + self._rows]
+        indices, rows = self._mixture.locate_many(positions)
+        return fill(self._buffers[step % 2], self._datasets, indices=indices, rows=rows)
