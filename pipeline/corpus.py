@@ -25,7 +25,7 @@ from pydantic import Field
 
 import pipeline.corpora
 from configs.load import Config, validate
-from pipeline.filters import FilterConfig, filter_raw
+from pipeline.filters import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig
 from pipeline.reading.options import CorpusOptions
 from pipeline.samples import Filtered, RawSample, Reject, Source
@@ -36,9 +36,9 @@ from shards.vocabulary import Modality
 class BudgetConfig(Config):
     """How many inputs may be rejected before the job stops; filtered ones do not count."""
 
-    unit_share: float = Field(1.0, ge=0.0, le=1.0)
+    unit_share: float = Field(default=1.0, ge=0.0, le=1.0)
     """Of one unit; a unit above it is not committed."""
-    run_share: float = Field(1.0, ge=0.0, le=1.0)
+    run_share: float = Field(default=1.0, ge=0.0, le=1.0)
     """Of all inputs of a run."""
 
 
@@ -57,7 +57,7 @@ class CorpusConfig(Config):
     """Which split is read, where the corpus has several, and what every sample is labelled with."""
     licence: str = ""
     """Recorded with every sample whose corpus gives none itself."""
-    unit_items: int = Field(1000, ge=1)
+    unit_items: int = Field(default=1000, ge=1)
     """Inputs a unit of work; part of the output's identity, because one unit is one file."""
     tokenizers: dict[Modality, Path] = Field(default_factory=dict[Modality, Path])
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -66,7 +66,7 @@ class CorpusConfig(Config):
     windows: WindowConfig = WindowConfig()
     filters: FilterConfig = FilterConfig()
     budget: BudgetConfig = BudgetConfig()
-    workers: int = Field(2, ge=1)
+    workers: int = Field(default=2, ge=1)
 
     @property
     def dataset_name(self) -> str:
@@ -96,7 +96,6 @@ class BoundReader:
     root: Path
     options: CorpusOptions
     licence: str = ""
-    filters: FilterConfig = FilterConfig()
 
     def sources(self) -> list[Source]:
         """Raw files in a fixed order; ``CorpusError`` if the folder holds none."""
@@ -105,11 +104,11 @@ class BoundReader:
     def read(
         self, source: Source, *, start: int = 0, stop: int | None = None
     ) -> Iterator[RawSample | Filtered | Reject]:
-        """The module's results after the filters, with the config's licence where the corpus gives none."""
+        """The module's results, with the config's licence where the corpus gives none."""
         for result in _module(self.corpus).read(self.root, source, self.options, start=start, stop=stop):
             if self.licence and not result.provenance.licence:
                 result = replace(result, provenance=replace(result.provenance, licence=self.licence))
-            yield filter_raw(result, self.filters) if isinstance(result, RawSample) else result
+            yield result
 
 
 def load_corpus(config: CorpusConfig) -> BoundReader:
@@ -133,7 +132,7 @@ def load_corpus(config: CorpusConfig) -> BoundReader:
             f"root = {config.root}: expected the folder of the corpus {config.corpus}, found "
             f"{'a file' if config.root.exists() else 'nothing'}; give its path with --set root=DIR"
         )
-    return BoundReader(config.corpus, config.root, options, config.licence, config.filters)
+    return BoundReader(config.corpus, config.root, options, config.licence)
 
 
 def corpus_names() -> list[str]:

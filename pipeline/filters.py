@@ -29,21 +29,21 @@ CAPTION_SLOTS = frozenset({"caption", "transcript"})
 class FilterConfig(Config):
     """Thresholds; None switches a rule off."""
 
-    min_caption_chars: int | None = Field(None, ge=0)
-    max_caption_chars: int | None = Field(None, ge=1)
-    min_side_px: int | None = Field(None, ge=1)
+    min_caption_chars: int | None = Field(default=None, ge=0)
+    max_caption_chars: int | None = Field(default=None, ge=1)
+    min_side_px: int | None = Field(default=None, ge=1)
     """Of the stored picture, where the corpus tells its size."""
-    max_aspect_ratio: float | None = Field(None, ge=1.0)
+    max_aspect_ratio: float | None = Field(default=None, ge=1.0)
     min_similarity: float | None = None
     max_punsafe: float | None = None
     max_pwatermark: float | None = None
     min_aesthetic: float | None = None
-    min_speech_s: float | None = Field(None, ge=0.0)
-    max_speech_s: float | None = Field(None, gt=0.0)
-    min_chars_per_s: float | None = Field(None, ge=0.0)
-    max_chars_per_s: float | None = Field(None, gt=0.0)
+    min_speech_s: float | None = Field(default=None, ge=0.0)
+    max_speech_s: float | None = Field(default=None, gt=0.0)
+    min_chars_per_s: float | None = Field(default=None, ge=0.0)
+    max_chars_per_s: float | None = Field(default=None, gt=0.0)
     """Of a transcript: far too many or too few characters a second mean that it belongs to another sound."""
-    max_silence_share: float | None = Field(None, ge=0.0, le=1.0)
+    max_silence_share: float | None = Field(default=None, ge=0.0, le=1.0)
     """Of music: share of 20 ms frames below -60 dB of full scale."""
     keep_unknown: bool = True
     """Whether a sample without the number that a rule needs is kept."""
@@ -93,7 +93,11 @@ def filter_decoded(items: Iterable[Decoded], config: FilterConfig) -> Iterator[D
 
 
 def measure(sample: DecodedSample) -> dict[str, float]:
-    """``speech_s`` (longest), ``chars_per_s`` (of a sample with one speech and a transcript), ``silence_share`` (most silent)."""
+    """What rules ask of decoded sounds.
+
+    Returns:
+        ``speech_s`` (longest), ``chars_per_s`` (of one speech with its transcript), ``silence_share`` (most silent music).
+    """
     numbers: dict[str, float] = {}
     sounds = [(s.modality, s.clip.medium) for s in sample.segments if isinstance(s, DecodedMedia)]
     speech_s = [len(wave) / SAMPLE_RATES_HZ[kind] for kind, wave in sounds if kind is Modality.SPEECH]

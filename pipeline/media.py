@@ -32,9 +32,9 @@ FRONT_END_VERSION = 1
 class WindowConfig(Config):
     """How music is cut into windows."""
 
-    window_s: float = Field(5.0, gt=0.0)
-    max_windows: int = Field(1, ge=1)
-    min_s: float = Field(1.0, gt=0.0)
+    window_s: float = Field(default=5.0, gt=0.0)
+    max_windows: int = Field(default=1, ge=1)
+    min_s: float = Field(default=1.0, gt=0.0)
     """A remainder shorter than this is dropped."""
 
 

@@ -33,16 +33,16 @@ _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 class PictureConfig(Config):
     """How a picture is read; part of the fingerprint of every dataset with pictures."""
 
-    size: int = Field(224, ge=1)
+    size: int = Field(default=224, ge=1)
     """Of both sides; Table 1 wants 224."""
     resize: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     orient: bool = True
     """Apply the EXIF orientation."""
-    max_pixels: int = Field(64_000_000, ge=1)
+    max_pixels: int = Field(default=64_000_000, ge=1)
     """Larger ones are rejected before they are decoded (``image_too_large``)."""
-    min_side: int = Field(8, ge=1)
+    min_side: int = Field(default=8, ge=1)
     """Smaller ones are rejected (``image_too_small``): blown up to 224, they show nothing."""
-    max_aspect_ratio: float = Field(20.0, ge=1.0)
+    max_aspect_ratio: float = Field(default=20.0, ge=1.0)
     """Longer side by shorter side; squashed to a square, anything longer shows nothing (``image_aspect_ratio``)."""
 
 

@@ -50,12 +50,12 @@ _MAX_RESAMPLER_TABLE = 20_000_000
 class SoundConfig(Config):
     """How a sound is read; part of the fingerprint of every dataset with sounds of this kind."""
 
-    sample_rate_hz: int = Field(16_000, ge=1)
+    sample_rate_hz: int = Field(default=16_000, ge=1)
     channel: Literal["first", "mean"] = "first"
     """The first channel, taken before resampling; or the mean, taken after it."""
-    min_s: float = Field(0.1, ge=0.0)
+    min_s: float = Field(default=0.1, ge=0.0)
     """Shorter ones are rejected (``sound_too_short``)."""
-    max_s: float = Field(90.0, gt=0.0)
+    max_s: float = Field(default=90.0, gt=0.0)
     """Longer ones are rejected (``sound_too_long``); 90 s of speech are a row of 4,500. Music is cut into windows."""
 
 
@@ -212,7 +212,8 @@ def _blocks(file: soundfile.SoundFile, channel: str, limit: int | None) -> Itera
         if not len(block):
             return
         read += len(block)
-        yield block[:, :1].copy() if channel == "first" else block
+        samples = np.asarray(block, np.float32)
+        yield samples[:, :1].copy() if channel == "first" else samples
 
 
 def _check_rate(rate: int, target: int) -> None:

@@ -40,7 +40,7 @@ class Line:
     problem: str = ""
 
 
-class _Truncated(Exception):  # noqa: N818
+class _Truncated(Exception):
     """A gzip stream ended early or is broken."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +48,7 @@ class ShardEntry:
 
 
 @contextmanager
-def open_shard(path: Path) -> Iterator[tuple[tarfile.TarFile | None, list[ShardEntry]]]:
+def open_shard(path: Path) -> Generator[tuple[tarfile.TarFile | None, list[ShardEntry]]]:
     """A shard and its index in file order; no shard and one entry if it cannot be opened at all."""
     if not path.stat().st_size:
         yield None, [ShardEntry("", problem="file_empty")]
@@ -109,7 +109,7 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 def _file(member: tarfile.TarInfo, entries: list[ShardEntry], latest: dict[str, ShardEntry]) -> ShardEntry | None:
     """Put a member where it belongs; returns its entry, or None if it is no input."""
     key, extension = base_plus_ext(member.name)
-    if key is None or member.isdir() or key.rpartition("/")[2].startswith(_META):
+    if key is None or extension is None or member.isdir() or key.rpartition("/")[2].startswith(_META):
         return None
     entry = latest.get(key)
     if entry is None or extension in entry.members:
