@@ -1,4 +1,4 @@
-"""Token text read back: what a model wrote, as a string, to codes.
+"""Token text read back: ids to the string they stand for, and what a model wrote, as a string, to codes.
 
 Strict reading (one medium, no spaces, everything in range) is :meth:`MediaBlock.from_text`. These are the lenient readers
 of the released command lines, for text that a slow tokenizer decoded with a space around every added token, or that a
@@ -8,11 +8,51 @@ model broke off. A generation of our own keeps ids and needs none of this.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 
 from shards.errors import SampleError
-from shards.vocabulary import Codes, MediaBlock
+from shards.vocabulary import Codes, MediaBlock, TokenIds, Vocabulary
+
+
+class TextDecoder(Protocol):
+    """What spelling ids needs of a text tokenizer (:class:`pipeline.text.TextTokenizer` is one)."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids that are all text."""
+        ...
+
+
+def spell_token_ids(token_ids: TokenIds, vocabulary: Vocabulary, text_tokenizer: TextDecoder) -> str:
+    """The string that ids stand for: text decoded, markers and media in their own token text, ``<s>`` and ``</s>`` shown.
+
+    For a document it is what :func:`pipeline.pieces.write_text` wrote, between ``<s>`` and ``</s>``.
+
+    Args:
+        token_ids: (n,) ids of the vocabulary.
+    """
+    names = {vocabulary.bos_id: "<s>", vocabulary.eos_id: "</s>"}
+    names |= {marker_id: name for name, marker_id in vocabulary.markers.items()}
+    for block in vocabulary.blocks.values():
+        names |= {block.start_id: block.start, block.end_id: block.end}
+
+    def kind(token_id: int) -> str:
+        if token_id in names:
+            return "named"
+        return "text" if token_id < vocabulary.text_size else "code"
+
+    parts: list[str] = []
+    for which, run in groupby(token_ids.tolist(), key=kind):
+        if which == "text":
+            parts.append(text_tokenizer.decode(list(run)))
+        elif which == "named":
+            parts += [names[token_id] for token_id in run]
+        else:
+            parts += [_code_text(token_id, vocabulary) for token_id in run]
+    return "".join(parts)
 
 
 def find_last_between(text: str, start: str, end: str) -> str | None:
@@ -57,3 +97,10 @@ def read_codes(block: MediaBlock, text: str) -> Codes:
             f"{block.name}: expected at least {block.levels} indices below {block.num_codes}, found {indices[:8]}",
         )
     return block.to_codes(np.array(whole, np.int64) + block.first_id)
+
+
+def _code_text(token_id: int, vocabulary: Vocabulary) -> str:
+    block = next((b for b in vocabulary.blocks.values() if b.first_id <= token_id < b.stop_id), None)
+    if block is None:
+        raise SampleError("id_out_of_range", f"expected ids below {vocabulary.size}, found {token_id}")
+    return f"<{block.prefix}{token_id - block.first_id}>"

@@ -14,6 +14,7 @@ from pipeline.pieces import MarkerPiece, TextPiece, segment_pieces, write_text, 
 from pipeline.rendering import custom_prompt_pieces, pair_pieces, prompt_pieces, prompt_token_ids, render_document
 from pipeline.templates import Templates, split_direction
 from pipeline.text import TextTokenizer
+from pipeline.token_text import spell_token_ids
 from shards.errors import ConfigError, SampleError
 from shards.records import Provenance, Segment, TokenizedSample
 from shards.vocabulary import Modality, Vocabulary
@@ -143,6 +144,18 @@ def test_a_document_of_any_segments_keeps_media_whole_and_texts_in_order(
     said = "".join("".join((s.text or "").split()) for s in segments)
     text_ids = [i for i in ids[1:-1].tolist() if i < vocabulary.text_size]
     assert "".join(text_tokenizer.decode(text_ids).split()) == said
+
+
+@given(segments=segments_of_any_kind)
+def test_ids_spell_the_string_that_was_written(
+    vocabulary: Vocabulary, text_tokenizer: TextTokenizer, segments: list[Segment]
+):
+    """The two writings of one list of pieces say the same, letter for letter, and every start marker has its end."""
+    pieces = [MarkerPiece("[Human]"), *segment_pieces(segments), MarkerPiece("<eos>")]
+    spelled = spell_token_ids(write_token_ids(pieces, vocabulary, text_tokenizer).token_ids, vocabulary, text_tokenizer)
+    assert spelled == f"<s>{write_text(pieces, vocabulary)}</s>"
+    for block in vocabulary.blocks.values():
+        assert spelled.count(block.start) == spelled.count(block.end) == sum(s.modality == block.name for s in segments)
 
 
 @given(segments=segments_of_any_kind)

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.token_text import find_first_between, find_last_between, read_codes
+from pipeline.text import TextTokenizer
+from pipeline.token_text import find_first_between, find_last_between, read_codes, spell_token_ids
 from shards.anygpt_jsonl import BLOCKS
 from shards.errors import SampleError
+from shards.vocabulary import Vocabulary
 
 NOTE, FACE = "\U0001f3b6", "\U0001f5e3\ufe0f"
 
@@ -46,6 +48,11 @@ def test_what_is_no_medium_has_a_reason(name: str, text: str, reason: str):
     with pytest.raises(SampleError) as raised:
         read_codes(BLOCKS[name], text)
     assert raised.value.reason == reason
+
+
+def test_an_id_of_no_block_is_refused(vocabulary: Vocabulary, text_tokenizer: TextTokenizer):
+    with pytest.raises(SampleError, match=f"below {vocabulary.size}, found {vocabulary.size}"):
+        spell_token_ids(np.array([1, vocabulary.size]), vocabulary, text_tokenizer)
 
 
 def test_tags_are_found_from_the_end_or_loosely_from_the_front():
