@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import tokenizers
 from pydantic import Field
 
-from configs.load import Config
+from configs.load import Config, load_config
+from pipeline.corpus import CorpusConfig, load_corpus
+from pipeline.samples import RawSample, RawText
 from pipeline.templates import Templates, load_templates
 from pipeline.text import folder_fingerprint, load_text_tokenizer, train_text_tokenizer
 from pipeline.vocabularies import load_vocabulary, vocabulary_facts
@@ -37,7 +39,9 @@ class TextConfig(Config):
     datasets: tuple[Path, ...] = ()
     """Folders of sample shards whose texts are read."""
     splits: tuple[str, ...] = ("train",)
-    """Splits that are read; empty reads all."""
+    """Splits of them that are read; empty reads all."""
+    corpora: tuple[Path, ...] = ()
+    """Configs of raw corpora whose texts are read, without their media."""
     templates: Path
     vocabulary: Path
     words: tuple[str, ...] = ()
@@ -60,7 +64,7 @@ def make_text_tokenizer(config: TextConfig) -> tuple[Vocabulary, bool]:
         vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=load_text_tokenizer(config.output))
         if vocabulary_path.read_bytes() == _json_bytes(vocabulary.to_json()):
             return vocabulary, False
-    texts = [*instruction_texts(templates), *sample_texts(config)]
+    texts = [*instruction_texts(templates), *sample_texts(config), *corpus_texts(config)]
     tokenizer = train_text_tokenizer(texts, config.vocab_size, config.output, words=config.words)
     vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=tokenizer)
     commit_bytes(vocabulary_path, _json_bytes(vocabulary.to_json()))
@@ -77,7 +81,8 @@ def text_plan(config: TextConfig) -> str:
     rows = sum(read_manifest(folder).num_rows for folder in config.datasets)
     lines = [
         f"output: {config.output} ({'done' if done else 'to do'}), {VOCABULARY_NAME} beside it",
-        f"texts: {rows} samples of {len(config.datasets)} datasets, {len(instruction_texts(templates))} instructions",
+        f"texts: {rows} samples of {len(config.datasets)} datasets, {len(config.corpora)} raw corpora, "
+        f"{len(instruction_texts(templates))} instructions",
         f"ids: {config.vocab_size} wanted, {len(config.words)} words in one piece each",
     ]
     return "\n".join(lines)
@@ -96,6 +101,7 @@ def text_facts(config: TextConfig, templates: Templates) -> dict[str, Any]:
         "words": list(config.words),
         "splits": list(config.splits),
         "datasets": sorted(fingerprint([s.sha256 for s in read_manifest(folder).shards]) for folder in config.datasets),
+        "corpora": sorted(_corpus_facts(path) for path in config.corpora),
         "templates": templates.fingerprint,
         "library": f"tokenizers {tokenizers.__version__}",
     }
@@ -121,6 +127,23 @@ def sample_texts(config: TextConfig) -> Iterator[str]:
             for split, segments in rows:
                 if split in config.splits or not config.splits:
                     yield from (f" {segment['text']}" for segment in segments if segment["text"])
+
+
+def corpus_texts(config: TextConfig) -> Iterator[str]:
+    """Every text of the raw corpora, behind a space; what a reader rejects has none."""
+    for path in config.corpora:
+        reader = load_corpus(load_config(path, CorpusConfig))
+        for source in reader.sources():
+            for result in reader.read(source):
+                if isinstance(result, RawSample):
+                    yield from (f" {part.text}" for part in result.segments if isinstance(part, RawText) and part.text)
+
+
+def _corpus_facts(path: Path) -> str:
+    """Identity of a raw corpus: its config without paths, and names and sizes of its files."""
+    config = load_config(path, CorpusConfig)
+    files = {s.path.relative_to(config.root).as_posix(): s.path.stat().st_size for s in load_corpus(config).sources()}
+    return fingerprint([config.model_dump(mode="json", include={"corpus", "split", "options"}), files])
 
 
 def _is_done(folder: Path, facts: dict[str, Any]) -> bool:

@@ -18,6 +18,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from typing import Any, cast
 
 from shards.errors import SampleError
@@ -108,7 +109,7 @@ def format_line(samples: Sequence[TokenizedSample]) -> bytes:
     form = form_of(samples[0])
     fields: dict[str, Any] = dict(form.extra)
     if "conversation" in form.keys:
-        fields["conversation"] = [_messages(sample) for sample in samples]
+        fields["conversation"] = [_messages(sample, verbatim=has_form(sample)) for sample in samples]
     else:
         fields |= _pair_fields(samples[0])
     ordered = {key: fields[key] for key in form.keys}
@@ -116,9 +117,14 @@ def format_line(samples: Sequence[TokenizedSample]) -> bytes:
     return text.encode() + (b"\r" if form.carriage_return else b"")
 
 
+def has_form(sample: TokenizedSample) -> bool:
+    """Whether a sample was read from such a line; one of another origin was not."""
+    return sample.provenance.member.startswith('{"keys"')
+
+
 def form_of(sample: TokenizedSample) -> LineForm:
     """The form a sample came in, or the published one for a sample of another origin."""
-    if sample.provenance.member.startswith('{"keys"'):
+    if has_form(sample):
         data = json.loads(sample.provenance.member)
         keys, dialogue = tuple(data.pop("keys")), data.pop("dialogue")
         return LineForm(keys, dialogue=(dialogue[0], dialogue[1]) if dialogue else None, **data)
@@ -242,13 +248,24 @@ def _pair_fields(sample: TokenizedSample) -> dict[str, str]:
     return {"text": texts[0], str(media[0].modality): _segment_text(media[0])}
 
 
-def _messages(sample: TokenizedSample) -> list[dict[str, str]]:
+def _messages(sample: TokenizedSample, *, verbatim: bool) -> list[dict[str, str]]:
+    """Turns as role and message; ``verbatim`` if the texts have their white space, else one space joins segments."""
     messages: list[dict[str, str]] = []
-    for segment in sample.segments:
-        if not messages or messages[-1]["role"] != segment.slot:
-            messages.append({"role": segment.slot, "message": ""})
-        messages[-1]["message"] += _segment_text(segment)
-    return messages
+    for slot, run in groupby(sample.segments, key=lambda segment: segment.slot):
+        texts = [_segment_text(segment) for segment in run]
+        messages.append({"role": slot, "message": "".join(texts) if verbatim else " ".join(map(str.strip, texts))})
+    return messages if verbatim else _join_transcripts(messages)
+
+
+def _join_transcripts(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """What a spoken request said heads the reply to it, as in the published file."""
+    joined: list[dict[str, str]] = []
+    for message in messages:
+        if message["role"] == "assistant" and joined and joined[-1]["role"] == "transcript":
+            heard = joined.pop()["message"]
+            message = {"role": "assistant", "message": f"<-Ins-> {heard}\n <-Res-> {message['message']}"}
+        joined.append(message)
+    return joined
 
 
 def _segment_text(segment: Segment) -> str:

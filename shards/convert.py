@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.anygpt_jsonl import form_of, format_line, parse_line
+from shards.anygpt_jsonl import form_of, format_line, has_form, parse_line
 from shards.errors import CorpusError, DatasetError, SampleError
 from shards.manifest import Manifest, ShardEntry, fingerprint, read_manifest, write_manifest
 from shards.records import FORMAT_VERSION, Provenance, TokenizedSample, samples_to_table, table_to_samples
@@ -236,7 +236,7 @@ def _ends_in_newline(path: Path) -> bool:
 
 def _place_of(sample: TokenizedSample) -> tuple[str, str]:
     """(file, line): dialogues of one line share it; samples of another origin have a line each."""
-    if sample.provenance.member.startswith('{"keys"'):
+    if has_form(sample):
         return sample.provenance.source_file, str(sample.provenance.offset)
     form = form_of(sample)
     return f"{form.keys[-1] if len(form.keys) == 2 else 'other'}/{sample.corpus}.jsonl", sample.sample_id

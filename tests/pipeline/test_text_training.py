@@ -74,6 +74,26 @@ def test_a_killed_or_damaged_result_is_made_again_with_the_same_bytes(arguments:
         assert {name: data for name, (data, _) in contents(output).items()} == before
 
 
+def test_raw_corpora_are_read_before_anything_is_tokenized(arguments: list[str], tmp_path: Path):
+    """A miniature MLS folder: its transcripts are learned, its sounds are not opened."""
+    root = tmp_path / "mls"
+    corpus = tmp_path / "mls.toml"
+    audio = root / "mls_english" / "train" / "audio" / "1" / "2"
+    audio.mkdir(parents=True)
+    lines = [f"1_2_{n:06d}\tquixotic zephyr quixotic" for n in range(30)]
+    (root / "mls_english" / "train" / "transcripts.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for n in range(30):
+        (audio / f"1_2_{n:06d}.flac").write_bytes(b"not a sound")
+    corpus.write_text(f'corpus = "mls"\nroot = "{root}"\noutput = "{tmp_path / "out"}"\n', encoding="utf-8")
+    assert text([*arguments, "--set", "datasets=[]", "--set", f'corpora=["{corpus}"]']) == 0
+    tokenizer = load_text_tokenizer(tmp_path / "tokenizers" / "text")
+    assert [len(tokenizer.encode(word)) for word in (" quixotic", " zephyr")] == [1, 1]
+    origin = tmp_path / "tokenizers" / "text" / "origin.json"
+    before = origin.stat().st_mtime_ns
+    assert text([*arguments, "--set", "datasets=[]", "--set", f'corpora=["{corpus}"]']) == 0
+    assert origin.stat().st_mtime_ns == before
+
+
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -289,7 +289,11 @@ def test_our_own_samples_are_written_in_the_published_form(tmp_path: Path):
     voice = Segment("speech", Modality.SPEECH, codes=np.arange(16, dtype=np.uint16).reshape(2, 8), duration_s=0.04)
     words = Segment("transcript", Modality.TEXT, "hello")
     spoken = Segment("assistant", Modality.SPEECH, codes=voice.codes, duration_s=0.04)
-    said = (Segment("user", Modality.TEXT, "hi"), Segment("assistant", Modality.TEXT, "yes "), spoken)
+    heard = (
+        Segment("user", Modality.SPEECH, codes=voice.codes, duration_s=0.04),
+        Segment("transcript", Modality.TEXT, "hi"),
+    )
+    said = (*heard, Segment("assistant", Modality.TEXT, "yes"), spoken)
     contents = {"mls/0": (voice, words), "chat/0": said, "mls/1": (voice, words, words), "mls/2": (words, voice)}
     samples = [
         TokenizedSample(sample_id, sample_id.split("/")[0], "train", segments, Provenance("f"))
@@ -299,6 +303,11 @@ def test_our_own_samples_are_written_in_the_published_form(tmp_path: Path):
     assert written == {"left out: not_a_pair": 1, "conversation/chat.jsonl": 1, "speech/mls.jsonl": 2}
     pair = json.loads((tmp_path / "out/speech/mls.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert pair == {"text": "hello", "speech": speech(0, 8)}
+    chat = json.loads((tmp_path / "out/conversation/chat.jsonl").read_text(encoding="utf-8"))
+    assert chat["conversation"][0] == [
+        {"role": "user", "message": speech(0, 8)},
+        {"role": "assistant", "message": f"<-Ins-> hi\n <-Res-> yes {speech(0, 8)}"},
+    ]
     again = import_jsonl(tmp_path / "out", tmp_path / "back")
     assert (again.counts["written"], again.extra["inexact"]) == (3, 0)
 
