@@ -145,19 +145,19 @@ def encode_unit(task: Task, unit: Unit, payload: Payload, codecs: Mapping[Modali
     return entry
 
 
-@functools.lru_cache(maxsize=8)
 def open_codec(path: Path, modality: Modality) -> MediaTokenizer:
-    """The codec in a file; opened once per process.
+    """The codec in a file; opened once per process, and again if the file is another one now.
 
     Raises:
-        TokenizerError: there is none; names the command that makes one.
+        TokenizerError: there is none; names the config key and the command that makes one.
     """
-    if not path.exists():
+    if not path.is_file():
         raise TokenizerError(
             f"tokenizers.{modality} = {path}: expected a codec for {modality}, found nothing; fit one with "
             f"anygpt-fit, or give its path with --set tokenizers.{modality}=FILE"
         )
-    return load_codec(path, modality)
+    status = path.stat()
+    return _cached_codec(path, modality, (status.st_size, status.st_mtime_ns, status.st_ino))
 
 
 def _commit_shard(path: Path, output: Path, samples: Sequence[TokenizedSample], writer: str) -> ShardEntry:
@@ -200,6 +200,12 @@ def _attempt(work: Callable[[], Result]) -> tuple[Result | None, bytes]:
         raise  # has its own place; here it is a mistake of ours
     except AnyGPTError as error:
         return None, pickle.dumps(error)
+
+
+@functools.lru_cache(maxsize=8)
+def _cached_codec(path: Path, modality: Modality, version: tuple[int, ...]) -> MediaTokenizer:
+    del version  # part of the key only
+    return load_codec(path, modality)
 
 
 @functools.lru_cache(maxsize=2)
