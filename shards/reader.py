@@ -105,12 +105,16 @@ class PackedDataset:
         shards = np.searchsorted(self._first_rows, wanted, side="right") - 1
         return shards, wanted - self._first_rows[shards]
 
-    def gather(self, rows: npt.ArrayLike, out: TokenIds | None = None) -> TokenIds:
+    def gather(
+        self, rows: npt.ArrayLike, out: TokenIds | None = None, *, places: npt.ArrayLike | None = None
+    ) -> TokenIds:
         """Copy rows, in the order asked for.
 
         Args:
             rows: (n,) row numbers; repeats are allowed.
             out: (n, sequence_length) buffer to fill, of the stored or any wider integer type; made when None.
+            places: (n,) where in ``out`` each row goes, so that several datasets fill one batch; in order when None,
+                and then ``out`` has exactly n rows.
 
         Returns:
             ``out``.
@@ -118,11 +122,12 @@ class PackedDataset:
         shards, local = self.locate(rows)
         if out is None:
             out = np.empty((len(local), self.sequence_length), self.vocabulary.dtype)
-        if out.shape != (len(local), self.sequence_length):
+        into = range(len(local)) if places is None else np.asarray(places, np.int64).tolist()
+        if out.shape[1:] != (self.sequence_length,) or (places is None and len(out) != len(local)):
             raise ValueError(f"expected a buffer of shape {(len(local), self.sequence_length)}, found {out.shape}")
         # A loop of row copies: fancy indexing over several shards would copy everything twice.
-        for position, (shard, row) in enumerate(zip(shards.tolist(), local.tolist(), strict=True)):
-            out[position] = self.shard(shard).token_ids[row]
+        for place, shard, row in zip(into, shards.tolist(), local.tolist(), strict=True):
+            out[place] = self.shard(shard).token_ids[row]
         return out
 
     def num_tokens(self, rows: npt.ArrayLike) -> Int32s:

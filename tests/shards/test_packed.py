@@ -102,6 +102,10 @@ def test_rows_are_gathered_in_the_order_asked_for_over_all_shards(packed_folder:
     wide = np.empty((64, dataset.sequence_length), np.int64)
     assert dataset.gather(wanted, wide) is wide
     assert np.array_equal(wide, whole[wanted])
+    left, right = np.arange(0, 64, 2), np.arange(1, 64, 2)
+    for places in (right, left):
+        dataset.gather(wanted[places], wide, places=places)
+    assert np.array_equal(wide, whole[wanted])
     with pytest.raises(IndexError, match=r"expected rows in \[0, 320\)"):
         dataset.gather([320])
     with pytest.raises(ValueError, match="buffer of shape"):
