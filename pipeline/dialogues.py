@@ -23,7 +23,7 @@ from pipeline.pieces import MarkerPiece, Piece, TextPiece, segment_pieces, untra
 from pipeline.templates import DialoguePreset, DialogueTemplate
 from shards.errors import ConfigError, SampleError
 from shards.records import Segment, TokenizedSample
-from shards.vocabulary import Modality, Vocabulary
+from shards.vocabulary import Modality
 
 USER, ASSISTANT = "user", "assistant"
 # What a spoken request says, if the corpus has it. It heads the reply: ``<-Ins-> {transcript}\n <-Res-> {reply}``.
@@ -126,11 +126,6 @@ def chat_request(task: str, instruction: str, media: Sequence[Segment], template
             raise ConfigError(f"task {task!r}: expected placeholders of {sorted(parts)}, found {part!r}; correct it")
         segments += parts.get(part, [_text(part.strip())])
     return Turn(USER, tuple(segment for segment in segments if segment.codes is not None or segment.text))
-
-
-def reply_marks_in(vocabulary: Vocabulary) -> bool:
-    """Whether spoken requests can be answered with marks of their own, or only with their spelling."""
-    return all(mark in vocabulary.markers for mark in REPLY_MARKS)
 
 
 def _join_transcripts(runs: Sequence[Turn]) -> list[Turn]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,19 @@ def make_text_tokenizer(config: TextConfig) -> tuple[Vocabulary, bool]:
         vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=load_text_tokenizer(config.output))
         if vocabulary_path.read_bytes() == _json_bytes(vocabulary.to_json()):
             return vocabulary, False
-    texts = [*instruction_texts(templates), *sample_texts(config), *corpus_texts(config)]
-    tokenizer = train_text_tokenizer(texts, config.vocab_size, config.output, words=config.words)
+    num_texts = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal num_texts
+        for text in chain(instruction_texts(templates), sample_texts(config), corpus_texts(config)):
+            num_texts += 1
+            yield text
+
+    tokenizer = train_text_tokenizer(texts(), config.vocab_size, config.output, words=config.words)
     vocabulary = load_vocabulary(config.vocabulary, text_tokenizer=tokenizer)
     commit_bytes(vocabulary_path, _json_bytes(vocabulary.to_json()))
     # Last, so that a run that was killed before is done again.
-    origin = facts | {"tokenizer": tokenizer.fingerprint, "texts": len(texts)}
+    origin = facts | {"tokenizer": tokenizer.fingerprint, "texts": num_texts}
     commit_bytes(config.output / ORIGIN_NAME, _json_bytes(origin))
     return vocabulary, True
 
