@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.text import TextTokenizer, load_text_tokenizer
 from pipeline.tokenizers.base import MediaDetokenizer
-from pipeline.tokenizers.compact import load_codec
+from pipeline.tokenizers.compact import load_codec, read_family_info
 from shards.errors import AnyGPTError, FingerprintMismatch
 from shards.inspector import Decoders, inspect_dataset
 from shards.manifest import Manifest, read_manifest
@@ -70,7 +70,10 @@ def open_detokenizers(manifest: Manifest, path: Path | None) -> Mapping[str, Med
     found: dict[str, MediaDetokenizer] = {}
     if path is None and not CODECS.is_file():
         return found
+    served = read_family_info(path or CODECS).fingerprints
     for modality in _modalities(manifest):
+        if modality not in served:
+            continue
         codec = load_codec(path or CODECS, Modality(modality))
         expected = manifest.tokenizers.get(modality, codec.fingerprint)
         if codec.fingerprint == expected:
