@@ -7,10 +7,12 @@ does not; so the call is made in one place, here, and the model's config forbids
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
@@ -66,12 +68,12 @@ def export(backbone: Backbone, weights: Tensors, plan: Plan, folder: Path) -> No
     """
     dtype = torch_dtype(plan.config)
     state = {name.removeprefix(_PREFIX): torch.from_numpy(array).to(dtype) for name, array in weights.items()}
-    if plan.shape.tied:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    causal = backbone.causal
-    causal.config.use_cache, causal.config.dtype = True, dtype
-    causal.save_pretrained(folder, state_dict=state)
-    causal.config.use_cache = False
+    # By hand: save_pretrained writes the dtype of the module, which is not that of the run while nothing is loaded.
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = copy.deepcopy(backbone.causal.config)
+    config.use_cache, config.dtype, config.architectures = True, dtype, [type(backbone.causal).__name__]
+    config.save_pretrained(folder)
+    backbone.causal.generation_config.save_pretrained(folder)
     text = json.dumps(plan.vocabulary.to_json(), indent=1, ensure_ascii=False) + "\n"
     (folder / VOCABULARY_NAME).write_text(text, encoding="utf-8")
 

@@ -7,8 +7,9 @@ The only file that imports DeepSpeed. What is switched off or set here is what b
 * its own AdamW is compiled too; torch's fused one is not;
 * ZeRO-0 with bf16 has other numerics, so there is no such choice.
 
-An optimizer's state leaves and enters an engine as :class:`train.checkpoint.OptimizerState`, by parameter name, whatever the number of
-processes or the ZeRO stage. Weights in lower precision are always the rounding of the float32 master, and not stored.
+An optimizer's state leaves and enters an engine as :class:`train.checkpoint.OptimizerState`, by parameter name,
+whatever the number of processes or the ZeRO stage. Weights in lower precision are always the rounding of the float32
+master, and not stored.
 """
 
 from __future__ import annotations
@@ -102,8 +103,11 @@ def make_engine(backbone: Backbone, config: TrainConfig, processes: Processes, *
 
 
 def stop_processes() -> None:
-    """Leave the process group, if there is one."""
-    if distributed.is_initialized():
+    """Leave the process group, if there are others in it.
+
+    A group of one is kept: DeepSpeed remembers its groups for the life of the process and could not start again.
+    """
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.destroy_process_group()
 
 

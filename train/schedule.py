@@ -22,7 +22,7 @@ def learning_rate(step: int, *, steps: int, peak: float, warmup: float = 0.03, f
         raise ValueError(f"expected a step from 1 on, found {step}")
     warmup_steps = round(warmup * steps)
     if step <= warmup_steps:
-        return peak * step / warmup_steps
+        return peak * (step / warmup_steps)
     if step >= steps:
         return final
     progress = (step - warmup_steps) / (steps - warmup_steps)
