@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
         shards = tuple(ShardEntry(**shard) for shard in data.pop("shards"))
         vocabulary = data.pop("vocabulary")
         return Manifest(shards=shards, vocabulary=Vocabulary.from_json(vocabulary) if vocabulary else None, **data)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DatasetError(f"{path}: expected a dataset's manifest, found none; run the command that makes it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: expected a complete manifest, found {error!r}; make the dataset again") from error

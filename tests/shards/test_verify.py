@@ -190,3 +190,9 @@ def _trust_again(folder: Path) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     data["extra"]["sidecars"] = {name: file_sha256(folder / name) for name in data["extra"]["sidecars"]}
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def test_a_file_is_no_dataset_either(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "log.jsonl").write_text("{}", encoding="utf-8")
+    assert cli.verify([str(tmp_path / "log.jsonl")]) == 1
+    assert "expected a dataset's manifest, found none" in capsys.readouterr().err
