@@ -28,6 +28,7 @@ from configs.load import Config, validate
 from pipeline.filters import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig
 from pipeline.reading.options import CorpusOptions
+from pipeline.reading.outcomes import storable
 from pipeline.samples import Filtered, RawSample, Reject, Source
 from shards.errors import ConfigError, CorpusError
 from shards.vocabulary import Modality
@@ -108,7 +109,7 @@ class BoundReader:
         for result in _module(self.corpus).read(self.root, source, self.options, start=start, stop=stop):
             if self.licence and not result.provenance.licence:
                 result = replace(result, provenance=replace(result.provenance, licence=self.licence))
-            yield result
+            yield storable(result)
 
 
 def load_corpus(config: CorpusConfig) -> BoundReader:

@@ -25,7 +25,7 @@ from shards.records import Provenance
 from shards.vocabulary import Modality
 
 CORPUS = "mls"
-_UTTERANCE = re.compile(r"(\d+)_(\d+)_\d+")
+_UTTERANCE = re.compile(r"([0-9]+)_([0-9]+)_[0-9]+")
 _EXTENSIONS = ("flac", "opus")
 
 

@@ -21,7 +21,7 @@ from pipeline.reading.outcomes import Outcome
 from pipeline.samples import Filtered, RawMedia, RawSample, RawText, Reject
 from pipeline.tokenization import DecodedSample, decode_samples
 from shards.errors import ConfigError, CorpusError
-from tests.fixtures.miniature_corpora import BUILDERS, Expected
+from tests.fixtures.miniature_corpora import BUILDERS, Expected, picture, write_tar
 
 CORPORA = corpus_names()
 
@@ -121,7 +121,7 @@ def test_a_reader_survives_pickling(name: str, miniatures: dict[str, tuple[Path,
 
 @pytest.mark.parametrize("name", CORPORA)
 def test_a_missing_or_empty_root_is_an_error_that_names_it(name: str, tmp_path: Path):
-    with pytest.raises(CorpusError, match="root = .*gone.*--set root=DIR"):
+    with pytest.raises(CorpusError, match=r"root = .*gone.*--set root=DIR"):
         reader_of(name, tmp_path / "gone")
     with pytest.raises(CorpusError, match=f"{tmp_path}.*found none"):
         reader_of(name, tmp_path).sources()
@@ -177,7 +177,9 @@ def test_options_choose_between_texts(miniatures: dict[str, tuple[Path, Expected
     def texts(name: str, **options: object) -> list[list[str]]:
         results = read_all(reader_of(name, miniatures[name][0], **options))
         return [
-            [s.text for s in result.segments if isinstance(s, RawText)] for result in results if isinstance(result, RawSample)
+            [s.text for s in result.segments if isinstance(s, RawText)]
+            for result in results
+            if isinstance(result, RawSample)
         ]
 
     assert texts("laion_coco", caption="all")[0] == ["a", "b"]
@@ -185,7 +187,9 @@ def test_options_choose_between_texts(miniatures: dict[str, tuple[Path, Expected
     assert texts("journeydb", text="prompt")[:2] == [["thing 0"], ["thing 1"]]
     assert texts("gigaspeech", lower_case=False, punctuation=False)[0] == ["WELL WHO'S THERE"]
     assert texts("youtube_music", caption_from="metadata")[0] == ['"Vibe" by Ann. Keywords: jazz.']
-    assert texts("youtube_music", caption_from="metadata", captioner="tests.pipeline.test_corpora:shout")[0] == ["VIBE!"]
+    assert texts("youtube_music", caption_from="metadata", captioner="tests.pipeline.test_corpora:shout")[0] == [
+        "VIBE!"
+    ]
     assert texts("commonvoice", lower_case=True)[0] == ['he said "yes", didn\'t he?']
     assert texts("mls", languages=["spanish"]) == [["una cuñada por otra"]]
 
@@ -196,7 +200,7 @@ def shout(fields: dict[str, str]) -> str:
 
 
 def test_a_captioner_that_is_not_there_is_a_config_error(miniatures: dict[str, tuple[Path, Expected]]):
-    with pytest.raises(ConfigError, match="package.module:function"):
+    with pytest.raises(ConfigError, match=r"package\.module:function"):
         read_all(reader_of("youtube_music", miniatures["youtube_music"][0], captioner="json:no_such_function"))
 
 
@@ -233,9 +237,7 @@ def test_segments_outside_the_chosen_subsets_are_filtered(miniatures: dict[str, 
         ),
     ],
 )
-def test_spoken_turns_are_read_as_asked(
-    speech: str, slots: list[str], miniatures: dict[str, tuple[Path, Expected]]
-):
+def test_spoken_turns_are_read_as_asked(speech: str, slots: list[str], miniatures: dict[str, tuple[Path, Expected]]):
     first = read_all(reader_of("anyinstruct", miniatures["anyinstruct"][0], speech=speech))[0]
     assert isinstance(first, RawSample)
     kinds = [f"{s.slot} {'text' if isinstance(s, RawText) else s.modality}" for s in first.segments]
@@ -252,6 +254,21 @@ def test_a_document_can_refuse_to_lose_a_picture(miniatures: dict[str, tuple[Pat
     assert isinstance(first, RawSample) and first.quality["pictures_dropped"] == 1.0
     picky = outcome(read_all(reader_of("mmc4_core_ff", root, min_matched_sim=0.4))[0])
     assert picky == [("text", "One."), ("text", "Two."), ("image", "image"), ("text", "Three.")]
+
+
+def test_names_that_are_no_text_can_still_be_stored(tmp_path: Path):
+    """A tar member in Latin-1 and a url with half a character must not stop the unit that writes their rows."""
+    members = [("caf\udce9.jpg", picture(1)), ("caf\udce9.txt", b"a cup"), ("x.jpg", picture(2)), ("x.txt", b"a cat")]
+    write_tar(
+        tmp_path / "0.tar",
+        [*members, ("x.json", b'{"url": "\\ud800"}'), ("caf\udce9.json", b"{}"), ("\udce9.txt", b"")],
+    )
+    results = read_all(reader_of("laion2b", tmp_path))
+    assert [outcome(result) for result in results][2] == "media_missing"
+    assert results[0].sample_id == "laion2b/0/caf\\udce9"
+    assert results[1].provenance.url == "\\ud800"
+    for result in results:
+        f"{result.sample_id}{result.provenance}{getattr(result, 'message', '')}".encode()
 
 
 def test_a_file_that_grew_is_read_up_to_what_was_counted(miniatures: dict[str, tuple[Path, Expected]]):

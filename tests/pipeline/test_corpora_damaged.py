@@ -99,8 +99,15 @@ TABLE: dict[str, Mapping[str, str]] = {
     f"journeydb/{JSONL}": {
         **lines(OK, OK, "json_invalid"),
         # Line 4 is blank and no input.
-        **{"5": "media_missing", "6": "text_missing", "7": "text_missing", "8": "path_outside_corpus"},
-        **{"9": "text_not_utf8", "10": "record_malformed", "11": OK, "12": "image_truncated", "13": "json_invalid"},
+        "5": "media_missing",
+        "6": "text_missing",
+        "7": "text_missing",
+        "8": "path_outside_corpus",
+        "9": "text_not_utf8",
+        "10": "record_malformed",
+        "11": OK,
+        "12": "image_truncated",
+        "13": "json_invalid",
     },
     "mmc4/images/aaaaaaaaaaaa.jpg": {"mmc4_core_ff/docs_no_face_shard_0_v3/1": OK},
     "mmc4/images/bbbbbbbbbbbb.jpg": {"mmc4_core_ff/docs_no_face_shard_0_v3/10": "media_empty"},
@@ -148,7 +155,11 @@ TABLE: dict[str, Mapping[str, str]] = {
         "text_empty",
     ),
     # Never read: the cutting it describes is done.
-    "mls/mls_english/train/segments.txt": {"mls/english/train/1": OK, "mls/english/train/5": OK, "mls/english/train/6": OK},
+    "mls/mls_english/train/segments.txt": {
+        "mls/english/train/1": OK,
+        "mls/english/train/5": OK,
+        "mls/english/train/6": OK,
+    },
     f"{CLIPS}1.mp3": {"commonvoice/en/train/2": OK},
     f"{CLIPS}2.mp3": {"commonvoice/en/train/3": "media_empty"},
     f"{CLIPS}3.mp3": {"commonvoice/en/train/4": "sound_unreadable"},
@@ -157,8 +168,17 @@ TABLE: dict[str, Mapping[str, str]] = {
     f"{CLIPS}6.mp3": {"commonvoice/en/train/7": "sound_unreadable"},
     # The header is line 1 of the file.
     "commonvoice/en/train.tsv": {
-        **{"2": OK, "3": "media_empty", "4": "sound_unreadable", "5": OK, "6": "media_missing", "7": "sound_unreadable"},
-        **{"8": OK, "9": "text_empty", "10": "path_outside_corpus", "11": "record_malformed", "12": "record_malformed"},
+        "2": OK,
+        "3": "media_empty",
+        "4": "sound_unreadable",
+        "5": OK,
+        "6": "media_missing",
+        "7": "sound_unreadable",
+        "8": OK,
+        "9": "text_empty",
+        "10": "path_outside_corpus",
+        "11": "record_malformed",
+        "12": "record_malformed",
         "13": OK,
     },
     "commonvoice/en/dev.tsv": {"commonvoice/en/dev/2": OK},
@@ -245,9 +265,7 @@ IDS_OF_LINES = {
     "commonvoice/en/train.tsv": "commonvoice/en/train/",
     "musiccaps/musiccaps-public.csv": "musiccaps/",
     "anyinstruct/metadata.jsonl": "anyinstruct/metadata/",
-    **{
-        f"mmc4/docs_no_face_shard_{n}_v3.jsonl.gz": f"mmc4_core_ff/docs_no_face_shard_{n}_v3/" for n in range(4)
-    },
+    **{f"mmc4/docs_no_face_shard_{n}_v3.jsonl.gz": f"mmc4_core_ff/docs_no_face_shard_{n}_v3/" for n in range(4)},
 }
 
 
@@ -320,7 +338,17 @@ def test_nothing_ends_twice_and_nothing_else_is_lost(damaged: Path, ended: dict[
 
 
 def test_inputs_are_samples_plus_filtered_plus_rejects(damaged: Path):
-    for folder in ("laion", "journeydb", "mmc4", "mls", "commonvoice", "gigaspeech", "youtube_music", "musiccaps", "anyinstruct"):
+    for folder in (
+        "laion",
+        "journeydb",
+        "mmc4",
+        "mls",
+        "commonvoice",
+        "gigaspeech",
+        "youtube_music",
+        "musiccaps",
+        "anyinstruct",
+    ):
         run = Ended(damaged / folder, FOLDERS.get(folder, folder))
         kinds = Counter(type(result) for result in run.results)
         assert run.num_items == kinds[DecodedSample] + kinds[Filtered] + kinds[Reject]

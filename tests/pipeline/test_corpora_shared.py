@@ -38,14 +38,18 @@ CORPORA = {
 }
 
 
-def read_all(shared_corpora: Path, corpus: str, *, folder: str = "", split: str = "train", **options: Any) -> list[Outcome]:
+def read_all(
+    shared_corpora: Path, corpus: str, *, folder: str = "", split: str = "train", **options: Any
+) -> list[Outcome]:
     root = shared_corpora / (folder or corpus)
     reader = load_corpus(CorpusConfig(corpus=corpus, root=root, output=Path("unused"), split=split, options=options))
     return [result for source in reader.sources() for result in reader.read(source)]
 
 
 def samples(results: list[Outcome]) -> list[RawSample]:
-    assert all(isinstance(result, RawSample) for result in results), [r for r in results if not isinstance(r, RawSample)]
+    assert all(isinstance(result, RawSample) for result in results), [
+        r for r in results if not isinstance(r, RawSample)
+    ]
     return [result for result in results if isinstance(result, RawSample)]
 
 
@@ -72,7 +76,9 @@ def test_every_item_is_read_decoded_and_kept_by_the_filters(corpus: str, shared_
 
 @pytest.mark.parametrize("corpus", ["laion2b", "laion_coco", "laion_aesthetics"])
 def test_laion_is_the_rows_that_were_downloaded(corpus: str, shared_corpora: Path):
-    rows = [row for path in sorted((shared_corpora / corpus).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    rows = [
+        row for path in sorted((shared_corpora / corpus).glob("*.parquet")) for row in pq.read_table(path).to_pylist()
+    ]
     rows = [row for row in rows if row["status"] == "success"]
     column = "top_caption" if corpus == "laion_coco" else "caption"
     found = samples(read_all(shared_corpora, corpus))
@@ -197,7 +203,9 @@ def test_music_is_its_files_and_captions(folder: str, count: int, shared_corpora
 def test_captions_from_metadata_say_what_it_says_and_nothing_about_rights(shared_corpora: Path):
     results = samples(read_all(shared_corpora, "youtube_music", caption_from="metadata"))
     captions = {str(parts(sample)[1][1]) for sample in results}
-    assert '"Vibe Ace" by Kevin MacLeod. Relaxed jazz instrumental.' in {c.partition(" Keywords")[0][:55].strip() for c in captions}
+    assert '"Vibe Ace" by Kevin MacLeod. Relaxed jazz instrumental.' in {
+        c.partition(" Keywords")[0][:55].strip() for c in captions
+    }
     assert not any("http" in caption or "icense" in caption for caption in captions)
 
 

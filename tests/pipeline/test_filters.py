@@ -40,7 +40,9 @@ def reason(result: object) -> str:
     return result.reason if isinstance(result, Filtered) else "kept"
 
 
-@given(st.dictionaries(st.sampled_from(["similarity", "punsafe", "width", "height"]), st.floats(allow_nan=True)), st.text())
+@given(
+    st.dictionaries(st.sampled_from(["similarity", "punsafe", "width", "height"]), st.floats(allow_nan=True)), st.text()
+)
 def test_without_a_threshold_everything_is_kept(quality: dict[str, float], caption: str):
     sample = pair(caption, **quality)
     assert filter_raw(sample, FilterConfig()) is sample

@@ -64,7 +64,8 @@ def test_music_is_resampled_and_then_averaged():
 
 
 @pytest.mark.parametrize(
-    ("form", "subtype"), [("WAV", "PCM_16"), ("WAV", "PCM_U8"), ("FLAC", None), ("MP3", None), ("OGG", "OPUS"), ("OGG", "VORBIS")]
+    ("form", "subtype"),
+    [("WAV", "PCM_16"), ("WAV", "PCM_U8"), ("FLAC", None), ("MP3", None), ("OGG", "OPUS"), ("OGG", "VORBIS")],
 )
 def test_every_format_is_told_by_its_bytes(form: str, subtype: str | None):
     wave = decode_sound(sound(1.0, 16_000, form=form, subtype=subtype), SPEECH)
