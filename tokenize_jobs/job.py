@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.data
 from tqdm import tqdm
@@ -171,16 +171,16 @@ def _pipeline(rows: Sequence[dict[str, Any]], jobs: Sequence[Job], workers: int)
     """Rows of counts in the order units are done. Equal resources let Ray fuse both stages into one process."""
     tasks = [job.task for job in jobs]
     cluster = jobs[0].config.cluster
-    decoded = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
-        decode_row, fn_kwargs={"tasks": tasks}, num_cpus=cluster.decode_cpus
-    )
-    gpus = {"num_gpus": cluster.encode_gpus} if cluster.encode_gpus else {}
+    units = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+    # Ray's annotations know functions of a row alone, neither their keyword arguments nor callable classes.
+    decode, encode = cast(Any, decode_row), cast(Any, EncodeRow)
+    decoded = units.map(decode, fn_kwargs={"tasks": tasks}, num_cpus=cluster.decode_cpus)
     encoded = decoded.map(
-        EncodeRow,
+        encode,
         fn_constructor_args=(tasks,),
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=cluster.encode_cpus,
-        **gpus,
+        num_gpus=cluster.encode_gpus or None,
     )
     yield from encoded.iter_rows()
 

@@ -24,11 +24,11 @@ class ClusterConfig(Config):
 
     address: str = ""
     """Of a running Ray cluster; empty starts Ray on this machine, unless RAY_ADDRESS says otherwise."""
-    decode_cpus: float = Field(1.0, gt=0)
-    encode_cpus: float = Field(1.0, gt=0)
+    decode_cpus: float = Field(default=1.0, gt=0)
+    encode_cpus: float = Field(default=1.0, gt=0)
     """CPUs of one decoding task and of one encoding actor. When they are equal and no GPU is asked for, Ray runs both
     in one process and no payload crosses a process border."""
-    encode_gpus: float = Field(0.0, ge=0)
+    encode_gpus: float = Field(default=0.0, ge=0)
     """GPUs, or a fraction of one, of one encoding actor."""
 
 

@@ -62,8 +62,8 @@ def join_parts(parts: Sequence[Path], output: Path) -> None:
     """Commit ``rejects.parquet`` and ``filtered.parquet``, both also when empty, from the units' parts in order."""
     tables = [pq.read_table(part, schema=PART_SCHEMA) for part in parts]
     table = pa.concat_tables([PART_SCHEMA.empty_table(), *tables])
-    rejected = table.column("rejected")
-    for name, chosen in ((REJECTS_NAME, rejected), (FILTERED_NAME, pc.invert(rejected))):
+    rejected = pc.field("rejected")
+    for name, chosen in ((REJECTS_NAME, rejected), (FILTERED_NAME, ~rejected)):
         commit_table(output / name, table.filter(chosen).select(REJECT_SCHEMA.names))
 
 

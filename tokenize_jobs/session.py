@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.data import DataContext
@@ -45,11 +46,11 @@ def ray_session(*, workers: int, address: str = "") -> Iterator[None]:
     for name, value in _LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS", "")
-    local = (
+    local: dict[str, Any] = (
         {} if address else {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     )
     # On a cluster the workers' environment is not ours; one thread each, so that sums never depend on the machine.
-    remote = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}} if address else {}
+    remote: dict[str, Any] = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}} if address else {}
     with _silent_stderr():
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local, **remote)
     _keep_quiet()

@@ -59,7 +59,8 @@ def decode_row(row: Row, tasks: Sequence[Task]) -> Row:
     started = time.monotonic()
     torch.set_num_threads(1)
     config = tasks[int(row["task"])].config
-    payload, error = _attempt(lambda: pickle.dumps(decode_unit(config, Unit.from_row(row)), protocol=5))
+    unit = Unit.from_row(row)
+    payload, error = _attempt(lambda: pickle.dumps(decode_unit(config, unit), protocol=5), unit, config)
     return {**row, "payload": payload or b"", "error": error, "busy_s": time.monotonic() - started}
 
 
@@ -76,15 +77,15 @@ class EncodeRow:
         started = time.monotonic()
         inputs, error = 0, row["error"]
         if not error:
-            entry, error = _attempt(lambda: self._encode(row))
+            unit, task = Unit.from_row(row), self._tasks[int(row["task"])]
+            entry, error = _attempt(lambda: self._encode(task, unit, row["payload"]), unit, task.config)
             inputs = entry.inputs if entry else 0
         busy_s = float(row["busy_s"]) + time.monotonic() - started
         return {"task": row["task"], "number": row["number"], "inputs": inputs, "error": error, "busy_s": busy_s}
 
-    def _encode(self, row: Row) -> Entry:
-        task = self._tasks[int(row["task"])]
+    def _encode(self, task: Task, unit: Unit, payload: bytes) -> Entry:
         codecs = {modality: open_codec(path, modality) for modality, path in task.config.tokenizers.items()}
-        return encode_unit(task, Unit.from_row(row), pickle.loads(row["payload"]), codecs)
+        return encode_unit(task, unit, pickle.loads(payload), codecs)
 
 
 def decode_unit(config: TokenizeConfig, unit: Unit) -> Payload:
@@ -192,14 +193,17 @@ class _Counted:
             yield item
 
 
-def _attempt(work: Callable[[], Result]) -> tuple[Result | None, bytes]:
+def _attempt(work: Callable[[], Result], unit: Unit, config: TokenizeConfig) -> tuple[Result | None, bytes]:
     """The actor boundary: what ``work`` returns, or the error of input or config that stopped it, pickled."""
     try:
         return work(), b""
-    except SampleError:
-        raise  # has its own place; here it is a mistake of ours
     except AnyGPTError as error:
-        return None, pickle.dumps(error)
+        if not isinstance(error, SampleError):
+            return None, pickle.dumps(error)
+        raise  # a sample's failure has its own place; here it is a mistake of ours
+    except Exception as error:
+        error.add_note(f"in {unit.name} of {config.dataset_name}: {unit.source.path} [{unit.start}:{unit.stop}]")
+        raise
 
 
 @functools.lru_cache(maxsize=8)
