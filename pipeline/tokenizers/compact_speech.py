@@ -12,12 +12,12 @@ table lacks, the harmonics of this voice included, and phases are reconstructed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
 
 from pipeline.tokenizers.base import Medium, Wave
 from pipeline.tokenizers.kmeans import (
@@ -35,7 +35,7 @@ from pipeline.tokenizers.kmeans import (
     steady,
 )
 from pipeline.tokenizers.sounds import checked_codes, checked_wave, chosen_rows
-from pipeline.tokenizers.spectra import FrontEnd
+from pipeline.tokenizers.spectra import Doubles, FrontEnd
 from pipeline.tokenizers.vocoder import Voicing, measure_voicing, speak
 from shards.vocabulary import Codes, Modality
 
@@ -49,8 +49,8 @@ COVER_RADIUS = 12.0  # RMS over the content features, in the half decibels of th
 SWITCH_DISTANCE = 8.0
 
 _ITERATIONS = 16  # of Griffin-Lim
-_FIT_FRAMES = 16_000
-_FIT_ITERATIONS = 8
+_FIT_FRAMES = 12_000
+_FIT_ITERATIONS = 6
 _STEADY = Thrift(switch=round(NUM_QUEFRENCIES * SWITCH_DISTANCE**2))
 FACTS = FRONT_END.facts() | {
     "num_quefrencies": NUM_QUEFRENCIES,
@@ -81,7 +81,7 @@ class CompactSpeech:
         self._live_content = live(tensors["content"].astype(np.float32))
         self._log_mel = tensors["log_mel"].astype(np.float32)
         self._voicing = Voicing(
-            tensors["pitch_hz"].astype(np.float32), tensors["voiced_percent"].astype(np.float32) / 100
+            tensors["pitch_hz"].astype(np.float32), tensors["voiced_percent"].astype(np.float32) / np.float32(100)
         )
         self._residuals = [tensors[f"level{level}"].astype(np.float32) for level in range(2, LEVELS + 1)]
         self.fingerprint = fingerprint
@@ -128,10 +128,19 @@ def content_features(log_mel: Floats) -> Floats:
     Args:
         log_mel: (frames, 80), half decibels.
     """
-    cepstrum = fft.dct(log_mel.astype(np.float64), type=2, norm="ortho", axis=1)[:, :NUM_QUEFRENCIES]
-    cepstrum[:, 0] *= LOUDNESS_WEIGHT
+    # A plain sum: BLAS may add in another order on another machine.
+    cepstrum = np.stack([(log_mel * wave).sum(axis=1) for wave in _quefrencies()], axis=1)
     padded = np.pad(cepstrum, ((1, 1), (0, 0)), mode="edge")
     return np.rint((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4).astype(np.float32)
+
+
+@functools.cache
+def _quefrencies() -> Doubles:
+    """(14, 80) orthonormal cosines, the constant one at the weight of loudness."""
+    bands = FRONT_END.num_bands
+    cosines = np.cos(np.pi * np.outer(np.arange(NUM_QUEFRENCIES), np.arange(bands) + 0.5) / bands) * np.sqrt(2 / bands)
+    cosines[0] *= LOUDNESS_WEIGHT / np.sqrt(2)
+    return cosines
 
 
 def fit_speech(waves: Sequence[Wave], *, seed: int) -> dict[str, npt.NDArray[np.int16]]:

@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from configs.load import Config, load_config
 from pipeline.corpus import CorpusConfig
 from pipeline.tokenizers import compact_image, compact_music, compact_speech
-from pipeline.tokenizers.base import Medium, Wave
+from pipeline.tokenizers.base import Medium, Picture, Wave
 from pipeline.tokenizers.chosen_media import ChosenMedia, choose_media, source_facts
 from pipeline.tokenizers.compact import MediaCodec, Tensors, load_codec, read_family_info, read_tensors, save_family
 from pipeline.tokenizers.quality import log_mel_distance, psnr_db
@@ -165,7 +165,11 @@ def measure(codec: MediaCodec, media: Sequence[Medium]) -> dict[str, float]:
     codes = codec.encode(media)
     decoded = codec.decode(codes)
     if codec.modality is Modality.IMAGE:
-        return {"image_psnr_db": _mean([psnr_db(a, b) for a, b in zip(media, decoded, strict=True)])}
+        return {
+            "image_psnr_db": _mean(
+                [psnr_db(cast(Picture, a), cast(Picture, b)) for a, b in zip(media, decoded, strict=True)]
+            )
+        }
     name = f"{codec.modality}_mel"
     figures = {name: _distance(media, decoded, codec), f"{name}_shuffled": _distance(media, _turned(decoded), codec)}
     if codec.modality is Modality.SPEECH:
@@ -206,7 +210,7 @@ def _described(chosen: ChosenMedia) -> str:
 
 
 def _fit_image(media: Sequence[Medium], _seed: int) -> Tensors:
-    return compact_image.fit_image(np.stack(media))
+    return compact_image.fit_image(np.stack(cast(Sequence[Picture], media)))
 
 
 def _fit_speech(media: Sequence[Medium], seed: int) -> Tensors:

@@ -88,14 +88,18 @@ def nearest(vectors: Floats, entries: Floats) -> Indices:
 
 def nearest_with_distance(vectors: Floats, entries: Floats) -> tuple[Indices, Floats]:
     """(n,) index of the closest entry and (n,) squared distance to it."""
+    _check_exact(vectors, entries)
     owner = np.empty(len(vectors), np.int64)
-    distance = np.empty(len(vectors), np.float32)
+    closeness = np.empty(len(vectors), np.float32)
+    twice, entry_norms = 2 * entries.T, _norms(entries)
     for start in range(0, len(vectors), _PIECE):
         piece = slice(start, min(start + _PIECE, len(vectors)))
-        table = squared_distances(vectors[piece], entries)
-        owner[piece] = table.argmin(axis=1)
-        distance[piece] = np.take_along_axis(table, owner[piece][:, None], axis=1)[:, 0]
-    return owner, distance
+        # The vector's own norm is the same for all entries and left out.
+        table = vectors[piece] @ twice
+        table -= entry_norms
+        owner[piece] = table.argmax(axis=1)
+        closeness[piece] = np.take_along_axis(table, owner[piece][:, None], axis=1)[:, 0]
+    return owner, _norms(vectors) - closeness
 
 
 def squared_distances(vectors: Floats, entries: Floats) -> Floats:
@@ -104,14 +108,22 @@ def squared_distances(vectors: Floats, entries: Floats) -> Floats:
     Raises:
         ValueError: if the numbers are too large to be exact.
     """
-    norms, entry_norms = (vectors * vectors).sum(axis=1), (entries * entries).sum(axis=1)
-    if (norms.max(initial=0) ** 0.5 + entry_norms.max(initial=0) ** 0.5) ** 2 > EXACT:
-        raise ValueError(f"expected vectors whose squared distances stay below {EXACT:.0f}, found larger ones")
+    _check_exact(vectors, entries)
     table = vectors @ entries.T
     table *= -2
-    table += norms[:, None]
-    table += entry_norms
+    table += _norms(vectors)[:, None]
+    table += _norms(entries)
     return table
+
+
+def _norms(vectors: Floats) -> Floats:
+    return (vectors * vectors).sum(axis=1)
+
+
+def _check_exact(vectors: Floats, entries: Floats) -> None:
+    farthest = (float(_norms(vectors).max(initial=0)) ** 0.5 + float(_norms(entries).max(initial=0)) ** 0.5) ** 2
+    if farthest > EXACT:
+        raise ValueError(f"expected vectors whose squared distances stay below {EXACT:.0f}, found up to {farthest:.0f}")
 
 
 @dataclass(frozen=True, slots=True)

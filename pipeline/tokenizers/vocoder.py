@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
 
 from pipeline.tokenizers.base import Wave
 from pipeline.tokenizers.spectra import Floats, FrontEnd, hann, istft, stft, upsampled
@@ -41,8 +40,8 @@ def measure_voicing(wave: Wave, front_end: FrontEnd) -> Voicing:
     window = hann(front_end.window)
     frames = (frames - frames.mean(axis=1, keepdims=True)) * window
     size = 2 * front_end.window
-    correlation = fft.irfft(np.abs(fft.rfft(frames, size, axis=1)) ** 2, axis=1)
-    ideal = fft.irfft(np.abs(fft.rfft(window, size)) ** 2)
+    correlation = np.fft.irfft(np.abs(np.fft.rfft(frames, size, axis=1)) ** 2, axis=1)
+    ideal = np.fft.irfft(np.abs(np.fft.rfft(window, size)) ** 2)
     lags = np.arange(front_end.sample_rate_hz // _HIGHEST_HZ, front_end.sample_rate_hz // _LOWEST_HZ)
     energy = correlation[:, :1]
     periodic = correlation[:, lags] / np.maximum(energy, 1e-12) * (ideal[0] / ideal[lags])
