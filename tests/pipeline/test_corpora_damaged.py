@@ -1,8 +1,8 @@
 """Damaged inputs: every line of the manifest ends as one reject with a named reason, or as a documented repair.
 
 Inputs are read and decoded as stage A does it. ``tests/fixtures/damaged_outcomes.py`` says what becomes of every input of
-every damaged file, by the manifest's own names; ``OK`` is a repair (or an input that was never damaged), and ``docs/damaged-inputs.md`` says
-which. A second test holds the sums: every input of every file ends once, so nothing else of a damaged file is lost.
+every damaged file, by the manifest's own names. A second test holds the sums: every input of every file ends once, so
+nothing else of a damaged file is lost.
 """
 
 from __future__ import annotations
