@@ -1,8 +1,7 @@
 """The language model: transformers' LLaMA, made anew or taken from a folder, with our loss on top.
 
-Documents of a row are kept apart by positions alone: given ``position_ids`` that start again, no mask and no cache,
-transformers builds a block-diagonal mask. With a mask, or with the cache its config turns on by default, it silently
-does not; so the call is made in one place, here, and the model's config forbids the cache.
+Documents of a row are kept apart by :mod:`train.attention`, not by transformers' own detection of packed rows, which
+silently does nothing when there is a mask, or the cache that its config turns on by default.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from shards.vocabulary import Vocabulary
+from train.attention import NAME as ATTENTION
 from train.checkpoint import Tensors
+from train.collate import MicroBatch
 from train.config import InitConfig, ModelConfig, TrainConfig
 from train.loss import HeadLoss
 from train.plan import VOCABULARY_NAME, Plan
@@ -30,17 +31,20 @@ class Backbone(nn.Module):
 
     def __init__(self, causal: LlamaForCausalLM, *, num_ids: int, head_chunk: int) -> None:
         super().__init__()
-        if causal.config.use_cache or causal.config._attn_implementation != "sdpa":
-            raise ValueError("expected use_cache=False and sdpa attention, or documents of a row would see each other")
+        if causal.config.use_cache or causal.config._attn_implementation != ATTENTION:
+            raise ValueError(
+                f"expected use_cache=False and {ATTENTION} attention, found {causal.config.use_cache} and "
+                f"{causal.config._attn_implementation}; documents of a row would see each other"
+            )
         self.causal = causal
         self.head_loss = HeadLoss(causal.lm_head.weight, num_ids=num_ids, chunk=head_chunk)  # pyright: ignore[reportArgumentType]
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss of the targets, and the loss of each; shapes as in :class:`train.collate.MicroBatch`."""
-        hidden = self.causal.model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
-        return self.head_loss(hidden, labels)
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Summed loss of the targets, and the loss of each in the order of the rows."""
+        hidden = self.causal.model(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, documents=batch.documents
+        ).last_hidden_state
+        return self.head_loss(hidden, batch.labels)
 
 
 def build_backbone(plan: Plan) -> Backbone:
@@ -54,6 +58,7 @@ def build_backbone(plan: Plan) -> Backbone:
             causal = _from_folder(config.init.folder, config.init, plan.vocabulary)
     _bind_vocabulary(causal, plan.vocabulary)
     causal.config.use_cache = False
+    causal.config._attn_implementation = ATTENTION
     if config.engine.activation_checkpointing:
         causal.gradient_checkpointing_enable({"use_reentrant": False})
     causal.train()
@@ -101,14 +106,11 @@ def _new_config(model: ModelConfig, plan: Plan) -> LlamaConfig:
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         initializer_range=model.initializer_range,
         tie_word_embeddings=model.tie_embeddings,
-        attn_implementation="sdpa",
     )
 
 
 def _from_folder(folder: Path, init: InitConfig, vocabulary: Vocabulary) -> LlamaForCausalLM:
-    causal = LlamaForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-    )
+    causal = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     if causal.config.vocab_size < vocabulary.size:
         causal.resize_token_embeddings(vocabulary.size, mean_resizing=init.new_embeddings == "mean")
     return causal

@@ -1,8 +1,8 @@
 """Rows become a batch: which ids are targets, and which position each id has in its own document.
 
 A target is an id inside a loss span that does not open a document: the model must not learn to guess a document from
-the one before it. With ``attention = "document"`` positions start again at every document; that is all transformers
-needs to build a block-diagonal mask, provided it gets no mask and no cache (see :mod:`train.backbone`).
+the one before it. With ``attention = "document"`` positions start again at every document, and the batch says where
+documents are (:mod:`train.attention`).
 
 Ids stay as narrow as they are stored until they are on the device.
 """
@@ -19,6 +19,7 @@ import torch
 
 from shards.reader import PackedDataset
 from shards.vocabulary import TokenIds
+from train.attention import DocumentLayout, lay_out_documents
 
 Attention = Literal["row", "document"]
 IGNORED = -100
@@ -55,6 +56,7 @@ class MicroBatch:
     labels: torch.Tensor  # (rows, length)
     position_ids: torch.Tensor | None  # (rows, length)
     datasets: torch.Tensor  # (rows,)
+    documents: DocumentLayout | None
 
 
 def allocate(rows: int, length: int, dtype: np.dtype[Any], attention: Attention) -> HostBatch:
@@ -120,7 +122,9 @@ def micro_batches(batch: HostBatch, rows: int, device: torch.device) -> Iterator
         part = slice(start, start + rows)
         ids = torch.from_numpy(batch.token_ids[part]).to(device).long()
         labels = ids.masked_fill(torch.from_numpy(~batch.is_target[part]).to(device), IGNORED)
-        positions = None
+        positions = documents = None
         if batch.position_ids is not None:
+            starts = np.flatnonzero(batch.position_ids[part] == 0)
+            documents = lay_out_documents(starts, ids.numel(), device)
             positions = torch.from_numpy(batch.position_ids[part]).to(device).long()
-        yield MicroBatch(ids, labels, positions, torch.from_numpy(batch.datasets[part]).to(device))
+        yield MicroBatch(ids, labels, positions, torch.from_numpy(batch.datasets[part]).to(device), documents)

@@ -28,6 +28,7 @@ from torch import distributed
 from shards.errors import CheckpointError
 from train.backbone import Backbone, parameters_by_name, torch_dtype
 from train.checkpoint import OptimizerState
+from train.collate import MicroBatch
 from train.config import OptimizerConfig, TrainConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -56,9 +57,7 @@ class Processes:
 class Engine(Protocol):
     """Forward, backward, update; sums over processes; state out and in."""
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`Backbone.forward`."""
         ...
 
@@ -129,11 +128,9 @@ class DeepSpeedEngine:
         self._fragments = deepspeed.utils
         self._parameters = parameters_by_name(self._engine.module)
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`Backbone.forward`."""
-        return self._engine(input_ids, labels, position_ids)
+        return self._engine(batch)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of a summed loss; DeepSpeed averages over processes, which is undone here."""
@@ -224,11 +221,9 @@ class TorchEngine:
             parameter.data = parameter.data.to(torch_dtype(config))
         self._optimizer = _adamw(self._master.values(), config.optimizer)
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`Backbone.forward`."""
-        return self._backbone(input_ids, labels, position_ids)
+        return self._backbone(batch)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of a summed loss to those of the master weights."""

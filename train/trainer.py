@@ -105,7 +105,7 @@ def train_step(trainer: Trainer, batch: HostBatch, lr: float) -> float:
     targets = engine.sum(torch.tensor(float(batch.num_targets), device=device)).clamp(min=1)
     passes = len(batch.token_ids) // trainer.micro_rows
     for number, micro in enumerate(micro_batches(batch, trainer.micro_rows, device), start=1):
-        loss, losses = engine.forward(micro.input_ids, micro.labels, micro.position_ids)
+        loss, losses = engine.forward(micro)
         engine.backward(loss / targets, last=number == passes)
         trainer.gauges.losses.add(losses, micro.labels, micro.datasets)
     return engine.step(lr)

@@ -42,7 +42,7 @@ def run(
 def update(engine: Engine, batch: HostBatch, micro_rows: int) -> tuple[float, float]:
     total, passes = 0.0, 4 // micro_rows
     for number, micro in enumerate(micro_batches(batch, micro_rows, torch.device("cpu")), start=1):
-        loss, _ = engine.forward(micro.input_ids, micro.labels, micro.position_ids)
+        loss, _ = engine.forward(micro)
         engine.backward(loss / batch.num_targets, last=number == passes)
         total += loss.item() / batch.num_targets
     return total, engine.step(1e-2)
