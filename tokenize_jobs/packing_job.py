@@ -19,10 +19,11 @@ from pipeline.packing import PACKING_VERSION
 from pipeline.templates import check_shares
 from shards.errors import DatasetError, FingerprintMismatch
 from shards.manifest import MANIFEST_NAME, Manifest, fingerprint, read_manifest
-from shards.packed import FORMAT_VERSION
+from shards.packed import FORMAT_VERSION, sidecar_path
 from tokenize_jobs.ledger import only_writer
 from tokenize_jobs.packing_config import Language, PackingConfig, pack_with
-from tokenize_jobs.packing_report import finish_dataset, summarize, write_report
+from tokenize_jobs.packing_log import packing_log
+from tokenize_jobs.packing_report import finish_dataset, read_report, summarize, write_report
 from tokenize_jobs.packing_unit import (
     VALIDATION_SUFFIX,
     PackingUnit,
@@ -39,7 +40,7 @@ class PackingPlan:
 
     Attributes:
         tokenizers: modality -> fingerprint of the codec, of all its sources.
-        done: its manifest is there already.
+        done: its manifest and all its shards are there already.
     """
 
     folder: Path
@@ -89,13 +90,22 @@ def _plan_dataset(
     facts = _facts(name, config, language, limit, validation)
     inputs = [[m.name, m.fingerprint, [[s.path, s.num_rows, s.sha256] for s in m.shards]] for _, m in sources]
     key = fingerprint({"config": facts, "inputs": inputs})
-    done = (folder / MANIFEST_NAME).is_file()
-    if done and (found := read_manifest(folder).fingerprint) != key:
-        raise stale_output(folder, found, key)
+    done = _is_done(folder, key)
     draws = config.datasets[name].draws
     slices = plan_slices(sources, draws=draws, unit_documents=config.unit_documents, limit=limit)
     units = tuple(PackingUnit(name, number, folder, part, key, validation) for number, part in enumerate(slices))
     return PackingPlan(folder, _same_tokenizers(sources), units, key, facts, done)
+
+
+def _is_done(folder: Path, key: str) -> bool:
+    """Whether the dataset is there with all its shards; one that lost a shard gets it back."""
+    if not (folder / MANIFEST_NAME).is_file():
+        return False
+    found = read_manifest(folder)
+    if found.fingerprint != key:
+        raise stale_output(folder, found.fingerprint, key)
+    paths = [(folder / shard.path, shard.num_bytes) for shard in found.shards]
+    return all(path.is_file() and path.stat().st_size == size and sidecar_path(path).is_file() for path, size in paths)
 
 
 def _same_tokenizers(sources: Sequence[tuple[Path, Manifest]]) -> dict[str, str]:
@@ -114,7 +124,16 @@ def _same_tokenizers(sources: Sequence[tuple[Path, Manifest]]) -> dict[str, str]
 
 def _facts(name: str, config: PackingConfig, language: Language, limit: int | None, validation: bool) -> dict[str, Any]:
     """Everything that decides the bytes, without a path of any machine."""
-    machine = {"output", "datasets", "templates", "vocabulary", "text_tokenizer", "checkpoint", "workers"}
+    machine = {
+        "output",
+        "datasets",
+        "templates",
+        "vocabulary",
+        "text_tokenizer",
+        "checkpoint",
+        "workers",
+        "reject_budget",
+    }
     return {
         "dataset": name,
         "validation": validation,
@@ -134,25 +153,38 @@ def run_packing(config: PackingConfig, plans: Sequence[PackingPlan], language: L
     Returns:
         The report, as ``OUTPUT/report.json`` has it; the stored one when there was nothing to do.
     """
-    with only_writer(config.output):
-        return _run(config, plans, language)
-
-
-def _run(config: PackingConfig, plans: Sequence[PackingPlan], language: Language) -> dict[str, Any]:
+    if all(plan.done for plan in plans) and (stored := read_report(config.output)) is not None:
+        return stored
     started = time.monotonic()
-    open_plans = [plan for plan in plans if not plan.done]
-    results = {unit: result for plan in open_plans for unit in plan.units if (result := read_result(unit)) is not None}
-    todo = [unit for plan in open_plans for unit in plan.units if unit not in results]
-    total = sum(len(plan.units) for plan in open_plans)
-    with tqdm(total=total, initial=len(results), unit="shard", desc="pack", disable=None) as progress:
-        for unit, result in _pack_all(todo, config, language):
+    with only_writer(config.output), packing_log(config.output) as log:
+        results = _pack_missing(config, [plan for plan in plans if not plan.done], language, log)
+        for plan, found in results:
+            manifest = finish_dataset(plan.folder, _manifest(plan, language), found, config.reject_budget)
+            log.info("dataset_done", dataset=manifest.name, rows=manifest.num_rows, **manifest.counts)
+        report = summarize({plan.folder.name: read_manifest(plan.folder) for plan in plans})
+        return write_report(config.output, report, time.monotonic() - started)
+
+
+def _pack_missing(
+    config: PackingConfig, plans: Sequence[PackingPlan], language: Language, log: Any
+) -> list[tuple[PackingPlan, list[UnitResult]]]:
+    """Results of all units of all plans, in unit order; those with a ledger entry are not packed again."""
+    units = [unit for plan in plans for unit in plan.units]
+    results = {unit: result for unit in units if (result := read_result(unit)) is not None}
+    missing = [unit for unit in units if unit not in results]
+    log.info("pack_begun", units=len(units), missing=len(missing))
+    with tqdm(total=len(units), initial=len(results), unit="shard", desc="pack", disable=None) as progress:
+        for unit, result in _pack_all(missing, config, language):
             results[unit] = result
+            log.info(
+                "unit_done",
+                dataset=unit.folder.name,
+                unit=unit.number,
+                written=result.written,
+                rejected=result.rejected,
+            )
             progress.update()
-    for plan in open_plans:
-        finished = [results[unit] for unit in plan.units]
-        finish_dataset(plan.folder, _manifest(plan, language), finished, config.reject_budget)
-    manifests = {plan.folder.name: read_manifest(plan.folder) for plan in plans}
-    return write_report(config.output, summarize(manifests), time.monotonic() - started, changed=bool(open_plans))
+    return [(plan, [results[unit] for unit in plan.units]) for plan in plans]
 
 
 def format_plan(plans: Sequence[PackingPlan]) -> str:

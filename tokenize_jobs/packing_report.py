@@ -118,14 +118,17 @@ def _one(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def write_report(output: Path, report: Mapping[str, Any], seconds: float, *, changed: bool) -> dict[str, Any]:
-    """Commit ``report.json``; when nothing changed, leave a report that is there as it is."""
-    path = output / REPORT_NAME
-    if not changed and path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+def write_report(output: Path, report: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Commit ``report.json``: the sums, and how long this run took to make what was missing."""
     timed = {**report, "seconds": round(seconds, 3)}
-    commit_bytes(path, (json.dumps(timed, indent=1, ensure_ascii=False) + "\n").encode())
+    commit_bytes(output / REPORT_NAME, (json.dumps(timed, indent=1, ensure_ascii=False) + "\n").encode())
     return timed
+
+
+def read_report(output: Path) -> dict[str, Any] | None:
+    """The stored report, or None."""
+    path = output / REPORT_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def format_report(report: Mapping[str, Any]) -> str:

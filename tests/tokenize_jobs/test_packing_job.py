@@ -353,3 +353,28 @@ def test_every_shipped_config_is_valid_and_fits_a_mixture(repository: Path) -> N
     for name, config in found.items():
         shares = read_toml(repository / "configs" / "mixtures" / f"{mixtures[name]}.toml")["shares"]
         assert set(shares) == set(config.datasets)
+
+
+def test_a_dataset_that_lost_a_shard_gets_the_same_one_back(packed: Path, inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "out")
+    given = arguments(inputs, tmp_path / "out", tmp_path / "config.toml")
+    (tmp_path / "out" / "pictures" / "shard-00001.arrow").unlink()
+    assert cli.pack(given) == 0
+    assert contents(tmp_path / "out") == contents(packed)
+
+
+def test_the_log_says_what_was_done_beside_the_datasets(inputs: Path, tmp_path: Path) -> None:
+    given = arguments(inputs, tmp_path / "out", tmp_path / "config.toml")
+    assert cli.pack(given) == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["event"] for line in lines] == ["pack_begun", *["unit_done"] * 4, *["dataset_done"] * 2]
+    assert sum(line["written"] for line in lines if line["event"] == "unit_done") == 224
+    assert cli.pack(given) == 0
+    assert len((tmp_path / "out.log.jsonl").read_text(encoding="utf-8").splitlines()) == len(lines)
+
+
+def test_rejects_may_be_allowed_afterwards_without_packing_again(packed: Path, inputs: Path, tmp_path: Path) -> None:
+    """The budget decides whether a run stops, never what it writes."""
+    before = contents(packed, report=True)
+    assert cli.pack(arguments(inputs, packed, tmp_path / "config.toml", "reject_budget=0.9")) == 0
+    assert contents(packed, report=True) == before
