@@ -48,6 +48,7 @@ def pack(found: list[Document], *, buffer_pieces: int = 1000) -> list[PackedRow]
     )
 
 
+@settings(deadline=None)
 @given(documents(max_length=3 * LENGTH), st.integers(1, 50))
 def test_every_id_is_packed_exactly_once(found: list[Document], buffer_pieces: int) -> None:
     rows = pack(found, buffer_pieces=buffer_pieces)
@@ -56,6 +57,7 @@ def test_every_id_is_packed_exactly_once(found: list[Document], buffer_pieces: i
     assert all((row.token_ids[row.num_tokens :] == PAD).all() for row in rows)
 
 
+@settings(deadline=None)
 @given(documents(max_length=3 * LENGTH), st.integers(1, 50))
 def test_loss_spans_move_with_their_ids(found: list[Document], buffer_pieces: int) -> None:
     trained = {int(i) for d in found for begin, end in d.loss_spans for i in d.token_ids[begin:end]}
@@ -66,6 +68,7 @@ def test_loss_spans_move_with_their_ids(found: list[Document], buffer_pieces: in
     assert all(row_edges == sorted(set(row_edges)) for row_edges in edges)
 
 
+@settings(deadline=None)
 @given(documents())
 def test_no_document_that_fits_is_cut(found: list[Document]) -> None:
     by_id = {document.sample_id: document for document in found}
@@ -76,6 +79,7 @@ def test_no_document_that_fits_is_cut(found: list[Document]) -> None:
             assert np.array_equal(ids, by_id[placement.sample_id].token_ids)
 
 
+@settings(deadline=None)
 @given(documents(), st.integers(1, 10))
 def test_rows_do_not_depend_on_how_documents_arrive(found: list[Document], buffer_pieces: int) -> None:
     first, second = pack(found, buffer_pieces=buffer_pieces), pack(iter(found), buffer_pieces=buffer_pieces)
@@ -85,7 +89,7 @@ def test_rows_do_not_depend_on_how_documents_arrive(found: list[Document], buffe
     assert [row.token_ids.tolist() for row in first] == apart
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 60), max_size=300), st.integers(60, 100))
 def test_placing_equal_lengths_at_once_is_placing_them_one_by_one(lengths: list[int], capacity: int) -> None:
     """The run-length form opens exactly as many rows, filled to the same levels, as textbook best-fit-decreasing."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -162,6 +162,7 @@ def test_a_broken_medium_is_shown_as_a_fault_and_not_hidden(tmp_path: Path, voca
     assert 'class="fault">levels_out_of_order' in inspect_dataset(tmp_path, decoders())
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2000), st.integers(0, 300))
 def test_rows_are_spread_evenly(total: int, wanted: int) -> None:
     numbers = spread(total, wanted)
