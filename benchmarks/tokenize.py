@@ -1,0 +1,118 @@
+"""What Ray, transactions and checksums cost: samples/s of the job with one worker, as a share of a bare loop.
+
+The bare loop reads, decodes and encodes the same files with the same codec in one process and keeps nothing. The job's
+rate is taken between its first and its last committed unit; what it takes to start is printed beside it. Pictures are
+JPEGs of 256 x 256 in WebDataset shards; codebooks are noise, which costs as much as any.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import tarfile
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.tokenization import encode_samples
+from pipeline.tokenizers.compact import save_family
+from pipeline.tokenizers.compact_image import MASK
+from shards.vocabulary import Modality
+from tokenize_jobs.job import prepare_job, run_jobs
+from tokenize_jobs.log import log_path
+from tokenize_jobs.plan import TokenizeConfig, plan_units
+from tokenize_jobs.session import ray_session
+from tokenize_jobs.stages import decode_unit, open_codec
+
+NUM_SHARDS = 2
+PICTURES_PER_SHARD = 240
+UNIT_ITEMS = 40
+ROUNDS = 3
+
+
+def main() -> None:
+    """Print the table, then the figures as one JSON object."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        config = _prepare(Path(folder))
+        begun = time.monotonic()
+        with ray_session(workers=1):
+            session_s = time.monotonic() - begun
+            rounds = [(_bare_rate(config), *_job_rate(config, number)) for number in range(ROUNDS)]
+    bare, job, first_unit_s = (statistics.median(column) for column in zip(*rounds, strict=True))
+    figures = {
+        "ratio": round(statistics.median(job / bare for bare, job, _ in rounds), 3),
+        "bare_samples_per_s": round(bare, 1),
+        "job_samples_per_s": round(job, 1),
+        "session_s": round(session_s, 2),
+        "first_unit_s": round(first_unit_s, 2),
+    }
+    for name, figure in figures.items():
+        print(f"{name:<22}{figure:>10}")
+    print(json.dumps(figures))
+
+
+def _bare_rate(config: TokenizeConfig) -> float:
+    begun = time.monotonic()
+    count = 0
+    codecs = {modality: open_codec(path, modality) for modality, path in config.tokenizers.items()}
+    for unit in plan_units(config):
+        count += len(list(encode_samples(decode_unit(config, unit).items, codecs)))
+    return count / (time.monotonic() - begun)
+
+
+def _job_rate(config: TokenizeConfig, number: int) -> tuple[float, float]:
+    """Samples/s after the first unit, and the seconds until that one was committed."""
+    config = config.model_copy(update={"output": config.output.with_name(f"job-{number}")})
+    run_jobs([prepare_job(config)])
+    events = [json.loads(line) for line in log_path(config.output).read_text(encoding="utf-8").splitlines()]
+    times = [
+        datetime.fromisoformat(event["timestamp"]).timestamp() for event in events if event["event"] == "unit_done"
+    ]
+    begun = datetime.fromisoformat(events[0]["timestamp"]).timestamp()
+    return UNIT_ITEMS * (len(times) - 1) / (times[-1] - times[0]), times[0] - begun
+
+
+def _prepare(folder: Path) -> TokenizeConfig:
+    root, codec = folder / "corpus", folder / "codec.safetensors"
+    root.mkdir()
+    noise = np.random.Generator(np.random.PCG64(0))
+    for shard in range(NUM_SHARDS):
+        with tarfile.open(root / f"{shard:05d}.tar", "w") as archive:
+            for number in range(PICTURES_PER_SHARD):
+                _add(archive, f"{number:09d}.jpg", _jpeg(noise))
+                _add(archive, f"{number:09d}.txt", b"a picture of nothing in particular")
+    palettes = noise.uniform(0, 255, size=(2048, 6)).astype(np.float32)
+    patterns = noise.uniform(0, 1, size=(6144, MASK**2)).astype(np.float32)
+    save_family(codec, {Modality.IMAGE: {"palettes": palettes, "patterns": patterns}})
+    return TokenizeConfig(
+        corpus="laion2b",
+        root=root,
+        output=folder / "job",
+        unit_items=UNIT_ITEMS,
+        workers=1,
+        tokenizers={Modality.IMAGE: codec},
+    )
+
+
+def _jpeg(noise: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    blocks = Image.fromarray(noise.integers(256, size=(16, 16, 3), dtype=np.uint8))
+    blocks.resize((256, 256), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    archive.addfile(info, io.BytesIO(data))
+
+
+if __name__ == "__main__":
+    main()
