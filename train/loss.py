@@ -71,14 +71,24 @@ def _chunk_losses(
     for start in range(0, len(targets_C), rows):
         part = slice(start, start + rows)
         logits = hidden_CD[part] @ weight_VD.T
-        log_softmax = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
         target = targets_C[part, None]
-        losses_C[part] = -log_softmax.gather(1, target).squeeze(1)
+        # One pass gives the probabilities, which the gradient needs anyway; a log_softmax would cost a second exp.
+        probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        losses_C[part] = _losses(probabilities.gather(1, target).squeeze(1), logits, target)
         if gradient_CV is not None:
-            gradient = log_softmax.exp_()
-            gradient.scatter_add_(1, target, gradient.new_full(target.shape, -1.0))
-            gradient_CV[part] = gradient
+            probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
+            gradient_CV[part] = probabilities
     return gradient_CV
+
+
+def _losses(of_target: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Minus the logarithm of the targets' probabilities, also where float32 has no such small probability."""
+    losses = -of_target.log()
+    vanished = of_target < 1e-30
+    if vanished.any():
+        exact = torch.log_softmax(logits[vanished], dim=-1, dtype=torch.float32)
+        losses[vanished] = -exact.gather(1, target[vanished]).squeeze(1)
+    return losses
 
 
 def summed_cross_entropy(

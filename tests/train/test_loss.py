@@ -38,6 +38,14 @@ def test_chunked_cross_entropy_is_the_full_one(chunk: int):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_target_that_is_all_but_impossible_costs_what_it_should():
+    """Its probability is zero in float32, its loss is a thousand and not infinite."""
+    hidden, weight, labels = problem()
+    loss, losses = HeadLoss(torch.nn.Parameter(weight), num_ids=IDS, chunk=16)(hidden * 100, labels)
+    assert losses.max() > 500 and losses.isfinite().all()
+    assert loss.item() == pytest.approx(full_cross_entropy(hidden * 100, weight, labels).item(), rel=1e-6)
+
+
 def test_in_bfloat16_it_is_as_close_to_the_truth_as_the_plain_way():
     hidden, weight, labels = problem()
     truth = gradients(full_cross_entropy(hidden.requires_grad_(), weight.requires_grad_(), labels), hidden, weight)
