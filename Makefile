@@ -11,6 +11,8 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PYTHONUNBUFFERED ?= 1
+# Threads that wait sleep: spinning on a shared machine costs five times the work (docs/decisions/0002-tiny-backbone.md).
+export OMP_WAIT_POLICY ?= PASSIVE
 
 # Arguments, all optional:
 #   CONFIG   a config file                        make pretrain CONFIG=configs/train/anygpt-7b-pretrain.toml

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -116,7 +117,9 @@ def tree_rss_gib(process: psutil.Process) -> float:
 
 def _run(stage: StageConfig) -> tuple[float, float]:
     started = time.monotonic()
-    process = subprocess.Popen(_resolved(stage.command))
+    # Threads that wait must sleep: on a shared machine, spinning ones cost several times the work itself.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    process = subprocess.Popen(_resolved(stage.command), env=environment)
     stop, peak = threading.Event(), [0.0]
 
     def watch() -> None:
