@@ -74,7 +74,7 @@ def make_decoder(media: MediaConfig, windows: WindowConfig) -> Callable[[RawMedi
 def decode_media(raw: RawMedia, media: MediaConfig, windows: WindowConfig, *, cache: RecordingCache) -> list[Clip]:
     """Decode one raw segment; see :func:`make_decoder`."""
     if raw.modality is Modality.IMAGE:
-        data = raw.data if raw.path is None else raw.path.read_bytes()
+        data = _picture_bytes(raw)
         return [Clip(decode_picture(data, media.picture), hashlib.sha256(data).hexdigest())]
     if raw.modality is Modality.SPEECH:
         return [Clip(decode_sound(raw, media.speech, cache=cache), _sound_sha256(raw, media.speech, cache))]
@@ -96,6 +96,15 @@ def cut_windows(wave: Wave, windows: WindowConfig, sample_rate_hz: int) -> list[
     shortest = round(windows.min_s * sample_rate_hz)
     pieces = [wave[start : start + size] for start in range(0, len(wave), size)][: windows.max_windows]
     return pieces[:1] + [piece for piece in pieces[1:] if len(piece) >= shortest]
+
+
+def _picture_bytes(raw: RawMedia) -> bytes:
+    if raw.path is None:
+        return raw.data
+    try:
+        return raw.path.read_bytes()
+    except OSError as error:
+        raise SampleError("media_missing", f"{raw.path.name}: {type(error).__name__}") from error
 
 
 def _sound_sha256(raw: RawMedia, config: SoundConfig, cache: RecordingCache) -> str:

@@ -74,21 +74,29 @@ class RecordingCache:
     def __init__(self, *, capacity: int = 1, max_s: float = 8 * 3600.0) -> None:
         self._capacity = capacity
         self._max_s = max_s
-        self._kept: dict[tuple[Path, str], Recording] = {}
+        self._kept: dict[tuple[Path, str], Recording | SampleError] = {}
 
     def open(self, path: Path, *, channel: str) -> Recording:
         """A recording, decoded or remembered.
 
         Raises:
-            SampleError: ``media_missing`` or as :func:`decode_sound`; remembered for nobody, so each segment asks again.
+            SampleError: ``media_missing`` or as :func:`decode_sound`; remembered too, for a broken file has many segments.
         """
         key = (path, channel)
         if key not in self._kept:
-            recording = _read_recording(path, channel=channel, max_s=self._max_s)
             while len(self._kept) >= self._capacity:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = recording
-        return self._kept[key]
+            self._kept[key] = self._read(path, channel)
+        found = self._kept[key]
+        if isinstance(found, SampleError):
+            raise SampleError(found.reason, str(found).removeprefix(f"{found.reason}: "))
+        return found
+
+    def _read(self, path: Path, channel: str) -> Recording | SampleError:
+        try:
+            return _read_recording(path, channel=channel, max_s=self._max_s)
+        except SampleError as error:
+            return error
 
 
 def decode_sound(

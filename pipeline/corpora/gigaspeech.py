@@ -137,7 +137,7 @@ def _listed(path: Path, element: Element, seen: set[str]) -> tuple[_Part, int]:
     recording, problem = element.value, element.problem
     if problem == "file_truncated":
         head, segments = recover_cut_object(read_bytes(path, element.offset, element.num_bytes), "segments")
-        known = 0 if head.get("aid") in seen else len(segments)
+        known = 0 if str(head.get("aid")) in seen else len(segments)
         return _Part(element.offset, element.num_bytes, problem), known + 1
     aid = recording.get("aid") if isinstance(recording, dict) else None
     if not problem and not (isinstance(aid, str) and aid and isinstance(recording.get("segments"), list)):

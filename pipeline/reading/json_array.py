@@ -62,7 +62,8 @@ def iter_array(path: Path, key: str) -> Iterator[Element]:
 
 def read_element(path: Path, offset: int, num_bytes: int) -> Any:
     """An element that :func:`iter_array` found."""
-    return json.loads(read_bytes(path, offset, num_bytes))
+    # As the first pass decoded it; a text with a wrong byte is refused where it is used.
+    return json.loads(read_bytes(path, offset, num_bytes).decode("utf-8", errors="surrogateescape"))
 
 
 def read_bytes(path: Path, offset: int, num_bytes: int) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any
 
+from pipeline.reading.text import is_utf8
 from pipeline.samples import Filtered, RawSample, Reject
 from shards.errors import SampleError
 from shards.records import Provenance
@@ -38,7 +39,7 @@ def storable(result: Outcome) -> Outcome:
     where = result.provenance
     names = (result.sample_id, where.source_file, where.member, where.url, where.licence)
     message = "" if isinstance(result, RawSample) else result.message
-    if all(map(_is_utf8, (*names, message))):
+    if all(map(is_utf8, (*names, message))):
         return result
     sample_id, source_file, member, url, licence = map(_escaped, names)
     provenance = Provenance(source_file, member, where.offset, url, licence)
@@ -62,10 +63,6 @@ def numbers(record: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, float
     """Those of ``keys`` that hold a number: the quality fields of a sample."""
     found = {key: number(record.get(key)) for key in keys}
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _is_utf8(text: str) -> bool:
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _escaped(text: str) -> str:

@@ -21,10 +21,16 @@ SPECIAL_STRINGS = (
     *("<s>", "</s>", "<unk>", "<pad>"),
 )
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_STRINGS)) + "|<(?:👀|\U0001f5e3\ufe0f?|🎶|👂)[0-9]+>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]+")
 
 # Far above any caption or sentence; a text of 4,500 tokens is about 18,000 characters, so it would not fit a row.
 MAX_CHARS = 10_000
+
+
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can hold a text: JSON and file names may bring half a surrogate pair."""
+    return text.isascii() or _SURROGATE.search(text) is None
 
 
 def decode_utf8(data: bytes, *, what: str) -> str:
@@ -52,7 +58,7 @@ def clean_text(value: Any, *, what: str, max_chars: int = MAX_CHARS) -> str:
         raise SampleError("text_missing", f"{what}: expected a text, found none")
     if not isinstance(value, str):
         raise SampleError("record_malformed", f"{what}: expected a text, found {type(value).__name__}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if not is_utf8(value):
         raise SampleError("text_not_utf8", f"{what}: expected text that UTF-8 can hold, found a lone surrogate")
     text = _CONTROL.sub(" ", value).strip()
     if not text:

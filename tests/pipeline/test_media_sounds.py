@@ -110,6 +110,21 @@ def test_a_long_recording_is_decoded_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert len({clip.media_sha256 for clip in clips}) == 3
 
 
+def test_a_broken_recording_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "broken.opus"
+    path.write_bytes(b"x" * 1000)
+    decode = make_decoder(MediaConfig(), WindowConfig())
+    reads: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda self: reads.append(self) or read_bytes(self))
+    messages: set[str] = set()
+    for begin in (0.0, 1.0, 2.0):
+        with pytest.raises(SampleError, match="sound_unreadable") as caught:
+            decode(speech(path, begin, begin + 1.0))
+        messages.add(str(caught.value))
+    assert reads == [path] and len(messages) == 1
+
+
 def test_what_is_no_sound_has_a_reason():
     good = tone(1.0, 16_000)
     bad = good.copy()
