@@ -151,7 +151,8 @@ def steady(vectors: Floats, entries: Floats, thrift: Thrift) -> Indices:
     """
     if thrift == NEAREST:
         return nearest(vectors, entries)
-    if thrift.use and (vectors * vectors).sum(axis=1).max(initial=0) <= thrift.use:
+    # Where entry 0 is never further off than the price of the others, nothing else can pay.
+    if thrift.use and squared_distances(vectors, entries[:1]).max(initial=0) <= thrift.use:
         return np.zeros(len(vectors), np.int64)
     stays = np.zeros((len(vectors), len(entries)), bool)
     best_before = np.zeros(len(vectors), np.int64)

@@ -6,7 +6,7 @@ whole numbers float32 sums are exact in any order: codes do not depend on thread
 analysis itself runs in float64 without BLAS.)
 
 The way back: bands to bins by Richardson-Lucy steps (non-negative and sharper than a pseudo-inverse), frames
-interpolated to a quarter hop, phases of the peaks carried on from frame to frame (Beauregard, Harish and Wyse 2015,
+interpolated to an eighth of the window, phases of the peaks carried on from frame to frame (Beauregard et al. 2015,
 "Single pass spectrogram inversion"), then fast Griffin-Lim (Perraudin, Balazs and Søndergaard 2013).
 """
 
@@ -31,7 +31,7 @@ FLOOR_DB = -60.0
 TOP_STEP = 140
 """No band is above; 10 dB over full scale. Squared distances over 192 bands stay below 2**24: exact in float32."""
 
-_UPSAMPLING = 4  # decoder frames per codec frame
+_OVERLAP = 8  # decoder frames that see one sample
 _SHARPENING_STEPS = 12
 _MOMENTUM = 0.99
 _TINY = 1e-9
@@ -52,6 +52,11 @@ class FrontEnd:
         """Plain data for the fingerprint and the file's metadata."""
         return {**asdict(self), "steps_per_db": STEPS_PER_DB, "floor_db": FLOOR_DB}
 
+    @property
+    def decoder_hop(self) -> int:
+        """Samples between the frames of the way back; divides the hop and the window."""
+        return self.window // _OVERLAP
+
     def frames_for(self, num_samples: int) -> int:
         """ceil(num_samples / hop)."""
         return -(-num_samples // self.hop)
@@ -68,10 +73,8 @@ class FrontEnd:
 
     def wave_from_log_mel(self, log_mel: Floats, *, iterations: int) -> Wave:
         """(frames * hop,) float32 whose log-mel is close to the one given; the same input gives the same wave."""
-        magnitudes = self.magnitudes(log_mel)
-        return griffin_lim(
-            upsampled(magnitudes), self.window, self.hop // _UPSAMPLING, len(log_mel) * self.hop, iterations
-        )
+        magnitudes = self.upsampled(self.magnitudes(log_mel))
+        return griffin_lim(magnitudes, self.window, self.decoder_hop, len(log_mel) * self.hop, iterations)
 
     def magnitudes(self, log_mel: Floats) -> Floats:
         """(frames, window // 2 + 1) non-negative amplitudes of the bins that explain the bands."""
@@ -83,6 +86,16 @@ class FrontEnd:
         for _ in range(_SHARPENING_STEPS):
             bins *= (bands / np.maximum(bins @ bank, _TINY)) @ bank.T / weight
         return bins * np.float32(self.window / 4)
+
+    def upsampled(self, magnitudes: Floats) -> Floats:
+        """(frames, bins) -> one row per ``decoder_hop``: geometric interpolation between the centres of frames."""
+        factor = self.hop // self.decoder_hop
+        position = np.clip((np.arange(len(magnitudes) * factor) + 0.5) / factor - 0.5, 0, len(magnitudes) - 1)
+        low = np.minimum(position.astype(int), max(len(magnitudes) - 2, 0))
+        high = np.minimum(low + 1, len(magnitudes) - 1)
+        share = (position - low)[:, None].astype(np.float32)
+        log = np.log(magnitudes + np.float32(1e-5))
+        return np.exp(log[low] * (1 - share) + log[high] * share)
 
     def frames(self, wave: Wave) -> npt.NDArray[np.float32]:
         """(frames, window) view; the ends are mirrored, since real clips begin and end in the middle of a sound."""
@@ -186,16 +199,6 @@ def _overlap_add(frames: Floats, hop: int) -> Floats:
     for part in range(ratio):
         total[part : part + num_frames] += frames[:, part * hop : (part + 1) * hop]
     return total.reshape(-1)
-
-
-def upsampled(magnitudes: Floats) -> Floats:
-    """(frames, bins) -> (frames * 4, bins): geometric interpolation between the centres of frames."""
-    position = np.clip((np.arange(len(magnitudes) * _UPSAMPLING) + 0.5) / _UPSAMPLING - 0.5, 0, len(magnitudes) - 1)
-    low = np.minimum(position.astype(int), max(len(magnitudes) - 2, 0))
-    high = np.minimum(low + 1, len(magnitudes) - 1)
-    share = (position - low)[:, None].astype(np.float32)
-    log = np.log(magnitudes + np.float32(1e-5))
-    return np.exp(log[low] * (1 - share) + log[high] * share)
 
 
 def _banded_product(spectrum: Doubles, bank: Doubles) -> Doubles:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.tokenizers.base import Wave
-from pipeline.tokenizers.spectra import Floats, FrontEnd, hann, istft, stft, upsampled
+from pipeline.tokenizers.spectra import Floats, FrontEnd, hann, istft, stft
 
 _LOWEST_HZ, _HIGHEST_HZ = 70, 400
 _VOICED_ABOVE = 0.5  # of the frame's energy is periodic
@@ -59,12 +59,14 @@ def speak(log_mel: Floats, voicing: Voicing, front_end: FrontEnd) -> Wave:
         log_mel: (frames, bands), half decibels.
         voicing: one value a frame.
     """
-    hop, window = front_end.hop // 4, front_end.window
+    hop, window = front_end.decoder_hop, front_end.window
     num_samples = len(log_mel) * front_end.hop
     begin = window // 2 - hop // 2
     source = _source(voicing, front_end, num_samples + window)
-    spectrum = stft(source, window, hop)[: len(log_mel) * 4]
-    return istft(spectrum * upsampled(front_end.magnitudes(log_mel)), window, hop)[begin : begin + num_samples]
+    spectrum = stft(source, window, hop)[: num_samples // hop]
+    return istft(spectrum * front_end.upsampled(front_end.magnitudes(log_mel)), window, hop)[
+        begin : begin + num_samples
+    ]
 
 
 def _source(voicing: Voicing, front_end: FrontEnd, num_samples: int) -> npt.NDArray[np.float32]:
