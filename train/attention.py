@@ -106,10 +106,10 @@ def attend(
     slots = [torch.split(_reindex(t, documents.id_of_slot, documents.slot_of_id), sizes) for t in inputs]
     outputs = []
     for (count, padded), *bucket in zip(documents.buckets, *slots, strict=True):
-        split_heads = (tensor.view(count, padded, heads, size).transpose(1, 2) for tensor in bucket)
+        bucket_query, bucket_key, bucket_value = (t.view(count, padded, heads, size).transpose(1, 2) for t in bucket)
         short = padded <= _SHORT and query.device.type == "cpu"
         attend_to = _plain_attention if short else _fused_attention
-        output = attend_to(*split_heads, scaling)
+        output = attend_to(bucket_query, bucket_key, bucket_value, scaling)
         outputs.append(output.transpose(1, 2).reshape(count * padded, heads * size))
     back = _reindex(torch.cat(outputs), documents.slot_of_id, documents.id_of_slot)
     return back.view(rows, length, heads, size), None

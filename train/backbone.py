@@ -55,7 +55,7 @@ def build_backbone(plan: Plan) -> Backbone:
         if config.init.folder is None:
             causal = LlamaForCausalLM(_new_config(config.model, plan))
         else:
-            causal = _from_folder(config.init.folder, config.init, plan.vocabulary)
+            causal = _from_folder(config.init.folder, config.init, plan)
     _bind_vocabulary(causal, plan.vocabulary)
     causal.config.use_cache = False
     causal.config._attn_implementation = ATTENTION
@@ -109,10 +109,12 @@ def _new_config(model: ModelConfig, plan: Plan) -> LlamaConfig:
     )
 
 
-def _from_folder(folder: Path, init: InitConfig, vocabulary: Vocabulary) -> LlamaForCausalLM:
+def _from_folder(folder: Path, init: InitConfig, plan: Plan) -> LlamaForCausalLM:
     causal = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    if causal.config.vocab_size < vocabulary.size:
-        causal.resize_token_embeddings(vocabulary.size, mean_resizing=init.new_embeddings == "mean")
+    if causal.config.vocab_size < plan.vocabulary.size:
+        causal.resize_token_embeddings(plan.vocabulary.size, mean_resizing=init.new_embeddings == "mean")
+    # Rotary positions have no table to outgrow; the number only tells samplers how far the model was trained.
+    causal.config.max_position_embeddings = max(causal.config.max_position_embeddings, plan.sequence_length)
     return causal
 
 

@@ -179,8 +179,10 @@ def test_a_smaller_vocabulary_grows_and_keeps_its_rows(
     """What happens to LLaMA-2's 32,000 rows; the new ones begin as in the paper, or near the mean."""
     base = build(make_config()).causal
     base.resize_token_embeddings(vocabulary.text_size)
+    base.config.max_position_embeddings = 8
     base.save_pretrained(tmp_path / "text-only")
     grown = build(make_config(init={"from": tmp_path / "text-only", "new_embeddings": mode})).causal
+    assert grown.config.max_position_embeddings == 64, "the rows to come are longer than what the folder knew"
     for old, new in ((base.model.embed_tokens, grown.model.embed_tokens), (base.lm_head, grown.lm_head)):
         assert new.weight.shape[0] == vocabulary.size
         assert (new.weight[: vocabulary.text_size] == old.weight).all()

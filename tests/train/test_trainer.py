@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
-def write_config(folder: Path, data: Path, *, steps: int = 40, dtype: str = "bf16", name: str = "run") -> Path:
+def write_config(folder: Path, data: Path, *, steps: int = 80, dtype: str = "bf16", name: str = "run") -> Path:
     path = folder / f"{name}.toml"
     text = CONFIG.format(output=folder / name, data=data, steps=steps, dtype=dtype)
     path.write_text(text, encoding="utf-8")
@@ -141,10 +141,10 @@ def test_a_run_killed_with_no_warning_continues_exactly_and_then_has_nothing_to_
     process.send_signal(signal.SIGKILL)
     process.wait()
     reached = newest_checkpoint(folder / "checkpoints")
-    assert reached is not None and read_run_state(reached).step < 40, "killed too late to mean anything"
+    assert reached is not None and read_run_state(reached).step < 80, "killed too late to mean anything"
     assert main([str(killed)]) == 0
     assert curve(folder) == curve(tmp_path / "undisturbed")
-    assert [line["step"] for line in curve(folder)] == list(range(2, 41, 2))
+    assert [line["step"] for line in curve(folder)] == list(range(2, 81, 2))
 
     capsys.readouterr()
     before = contents(folder)
