@@ -171,6 +171,8 @@ def _pipeline(rows: Sequence[dict[str, Any]], jobs: Sequence[Job], workers: int)
     """Rows of counts in the order units are done. Equal resources let Ray fuse both stages into one process."""
     tasks = [job.task for job in jobs]
     cluster = jobs[0].config.cluster
+    # With few units none may queue behind a busy worker while another is idle; with many, queueing hides the round trip.
+    in_flight = 1 if len(rows) < 8 * workers else None
     units = ray.data.from_items(list(rows), override_num_blocks=len(rows))
     # Ray's annotations know functions of a row alone, neither their keyword arguments nor callable classes.
     decode, encode = cast(Any, decode_row), cast(Any, EncodeRow)
@@ -178,7 +180,7 @@ def _pipeline(rows: Sequence[dict[str, Any]], jobs: Sequence[Job], workers: int)
     encoded = decoded.map(
         encode,
         fn_constructor_args=(tasks,),
-        compute=ray.data.ActorPoolStrategy(size=workers),
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=in_flight),
         num_cpus=cluster.encode_cpus,
         num_gpus=cluster.encode_gpus or None,
     )

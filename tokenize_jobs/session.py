@@ -19,6 +19,8 @@ from typing import Any
 import ray
 from ray.data import DataContext
 
+from shards.errors import ConfigError
+
 OBJECT_STORE_BYTES = 256 << 20
 
 _LOCAL_ENVIRONMENT = {
@@ -38,7 +40,11 @@ def ray_session(*, workers: int, address: str = "") -> Iterator[None]:
     """Start Ray with ``workers`` CPUs, or connect to ``address``; a session that is open already is used as it is.
 
     Args:
-        address: of a cluster; ``RAY_ADDRESS`` is used when it is empty.
+        address: of a cluster; ``RAY_ADDRESS`` is used when it is empty. A cluster that asks for a token gets it from
+            Ray's own settings (``RAY_AUTH_MODE=token``), never from a config.
+
+    Raises:
+        ConfigError: no cluster at ``address``, or none that lets us in.
     """
     if ray.is_initialized():
         yield
@@ -51,8 +57,14 @@ def ray_session(*, workers: int, address: str = "") -> Iterator[None]:
     )
     # On a cluster the workers' environment is not ours; one thread each, so that sums never depend on the machine.
     remote: dict[str, Any] = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}} if address else {}
-    with _silent_stderr():
-        ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local, **remote)
+    try:
+        with _silent_stderr():
+            ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local, **remote)
+    except ConnectionError as error:
+        raise ConfigError(
+            f"cluster.address = {address}: expected a Ray cluster that lets us in, found: {error.__cause__ or error}; "
+            "start it, correct the address (RAY_ADDRESS counts too), or unset both to run on this machine"
+        ) from error
     _keep_quiet()
     try:
         yield

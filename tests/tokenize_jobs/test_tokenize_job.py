@@ -285,3 +285,18 @@ def test_two_corpora_of_one_call_never_share_an_output(
     config = write_config(tmp_path, write_corpus(tmp_path / "root", shards=1, pictures=2), codec)
     assert tokenize([str(config), str(config)]) == 2
     assert "output" in capsys.readouterr().err
+
+
+def test_a_cluster_that_does_not_let_us_in_is_one_message_that_names_the_address(
+    tmp_path: Path, codec: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray tries for a minute before it gives up, so its refusal is played here."""
+
+    def refuse(**arguments: object) -> None:
+        raise ConnectionError(f"Failed to connect to Ray cluster at {arguments['address']}")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", refuse)
+    config = write_config(tmp_path, write_corpus(tmp_path / "root", shards=1, pictures=2), codec)
+    assert tokenize([str(config), "--set", "cluster.address=127.0.0.1:1"]) == 2
+    assert "cluster.address = 127.0.0.1:1" in capsys.readouterr().err
