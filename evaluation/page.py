@@ -150,10 +150,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _task(result: TaskResult, detokenizers: Mapping[Modality, MediaDetokenizer]) -> str:
-    figures = " · ".join(
-        f"{escape(_short(name, result))} <b>{value:.0%}</b>"
-        for name, value in result.figures.items()
-    )
+    figures = " · ".join(f"{escape(_short(name, result))} <b>{value:.0%}</b>" for name, value in result.figures.items())
     cards = "".join(_card(one, detokenizers) for one in _spread(result.generations))
     return f"<p class='figures'>{len(result.generations)} held-out items: {figures}</p><div class='cards'>{cards}</div>"
 

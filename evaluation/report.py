@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.tokenizers.compact import load_codec
-
 from configs.load import Config
 from evaluation.dialogues import examine_dialogues
 from evaluation.heldout import Examiner, HeldoutConfig, TaskResult, examine_media, held_out
@@ -22,6 +20,7 @@ from evaluation.route import StageFigures, read_figures
 from inference.model import load_model
 from pipeline.templates import load_templates
 from pipeline.tokenizers.base import MediaDetokenizer
+from pipeline.tokenizers.compact import load_codec
 from shards.errors import AnyGPTError, DatasetError
 from shards.manifest import fingerprint
 from shards.vocabulary import Modality

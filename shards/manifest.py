@@ -79,7 +79,9 @@ def fingerprint(facts: Any) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Commit ``folder/manifest.json`` atomically; the bytes depend on the manifest alone."""
     data = asdict(manifest) | {"vocabulary": manifest.vocabulary.to_json() if manifest.vocabulary else None}
-    commit_bytes(folder / MANIFEST_NAME, (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    commit_bytes(
+        folder / MANIFEST_NAME, (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -95,6 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
         vocabulary = data.pop("vocabulary")
         return Manifest(shards=shards, vocabulary=Vocabulary.from_json(vocabulary) if vocabulary else None, **data)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DatasetError(f"{path}: expected a dataset's manifest, found none; run the command that makes it") from error
+        raise DatasetError(
+            f"{path}: expected a dataset's manifest, found none; run the command that makes it"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: expected a complete manifest, found {error!r}; make the dataset again") from error

@@ -141,6 +141,4 @@ def _row_to_segment(row: Mapping[str, Any]) -> Segment:
     codes = None
     if row["codes"] is not None:
         codes = np.array(row["codes"], np.uint16).reshape(-1, row["levels"])
-    return Segment(
-        row["slot"], Modality(row["modality"]), row["text"], codes, row["duration_s"], row["media_sha256"]
-    )
+    return Segment(row["slot"], Modality(row["modality"]), row["text"], codes, row["duration_s"], row["media_sha256"])

@@ -16,12 +16,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ConfigError, DatasetError, SampleError
+
+_BLOCK_KEYS = ("name", "prefix", "start", "end", "codebook_size", "levels", "first_id")
 
 Codes = npt.NDArray[np.uint16]
 TokenIds = npt.NDArray[np.integer[Any]]
@@ -85,7 +88,8 @@ class MediaBlock:
         """
         if codes.ndim != 2 or codes.shape[1] < self.levels:
             raise SampleError(
-                "codes_out_of_range", f"{self.name}: expected (frames, >={self.levels}) codes, found shape {codes.shape}"
+                "codes_out_of_range",
+                f"{self.name}: expected (frames, >={self.levels}) codes, found shape {codes.shape}",
             )
         read = codes[:, : self.levels].astype(np.int64)
         if read.size and (int(read.min()) < 0 or int(read.max()) >= self.codebook_size):
@@ -136,11 +140,13 @@ class MediaBlock:
             )
         body = text[len(self.start) : len(text) - len(self.end)]
         if not re.fullmatch(rf"(?:<{re.escape(self.prefix)}(?:0|[1-9][0-9]*)>)+", body):
-            raise SampleError("token_text_malformed", f"{self.name}: expected only <{self.prefix}N> tokens, found {body[:60]!r}")
+            found = f"expected only <{self.prefix}N> tokens, found {body[:60]!r}"
+            raise SampleError("token_text_malformed", f"{self.name}: {found}")
         local = np.array([int(digits) for digits in re.findall(rf"<{re.escape(self.prefix)}([0-9]+)>", body)], np.int64)
         if int(local.max()) >= self.num_codes:
             raise SampleError(
-                "token_text_malformed", f"{self.name}: expected indices below {self.num_codes}, found {int(local.max())}"
+                "token_text_malformed",
+                f"{self.name}: expected indices below {self.num_codes}, found {int(local.max())}",
             )
         return self.to_codes(local + self.first_id)
 
@@ -173,11 +179,11 @@ class Vocabulary:
         taken += [(marker_id, marker_id + 1, marker) for marker, marker_id in self.markers.items()]
         taken += [(block.first_id, block.end_id + 1, name) for name, block in self.blocks.items()]
         taken.sort()
-        for (_, stop, left), (start, _, right) in zip(taken, taken[1:], strict=False):
+        for (_, stop, left), (start, _, right) in pairwise(taken):
             if start != stop:
                 raise ConfigError(
-                    f"vocabulary {self.name}: expected {right!r} to begin at id {stop}, right after {left!r}, found {start}; "
-                    "every block must be contiguous"
+                    f"vocabulary {self.name}: expected {right!r} to begin at id {stop}, right after {left!r}, "
+                    f"found {start}; every block must be contiguous"
                 )
         object.__setattr__(self, "size", taken[-1][1])
 
@@ -232,7 +238,7 @@ class Vocabulary:
             "text_size": self.text_size,
             "markers": dict(self.markers),
             "blocks": [
-                {key: getattr(block, key) for key in ("name", "prefix", "start", "end", "codebook_size", "levels", "first_id")}
+                {key: getattr(block, key) for key in _BLOCK_KEYS}
                 for block in sorted(self.blocks.values(), key=lambda b: b.first_id)
             ],
             "bos_id": self.bos_id,
@@ -273,7 +279,14 @@ def lay_out(
         blocks[block.name] = block
         next_id = block.end_id + 1
     return Vocabulary(
-        name, text_size, marker_ids, blocks, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id, text_fingerprint=text_fingerprint
+        name,
+        text_size,
+        marker_ids,
+        blocks,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        text_fingerprint=text_fingerprint,
     )
 
 

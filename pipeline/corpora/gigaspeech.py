@@ -73,7 +73,7 @@ def sources(root: Path, options: Options) -> list[Source]:
     found: list[Source] = []
     seen: set[str] = set()
     for path in find_files(root, [options.metadata], corpus=CORPUS):
-        for element in iter_array(path, "audios"):
+        for element in iter_array(path, "audios", element_key="segments"):
             part, num_items = _listed(path, element, seen)
             found.append(Source(path, num_items, str(part)))
     return found

@@ -17,6 +17,7 @@ from typing import IO, Any
 _CHUNK = 1 << 22
 _DECODER = json.JSONDecoder()
 _GAP = re.compile(r"[\s,]*")
+_BETWEEN = re.compile(r"\}\s*,\s*(?=\{)")
 # Also the largest element; a recording of a day has some thousand segments, below a megabyte.
 _MAX_BUFFER = 1 << 28
 
@@ -28,8 +29,8 @@ class Element:
     Attributes:
         offset, num_bytes: where it lies in the file.
         value: parsed; None if there is a problem.
-        problem: ``file_empty``, ``file_truncated`` (the element at the cut), ``metadata_malformed`` (no such array, or
-            something that is no JSON); else empty.
+        problem: ``file_empty``, ``file_truncated`` (the element at the cut), ``json_invalid`` (one that others follow),
+            ``metadata_malformed`` (no such array); else empty.
     """
 
     offset: int
@@ -38,8 +39,12 @@ class Element:
     problem: str = ""
 
 
-def iter_array(path: Path, key: str) -> Iterator[Element]:
+def iter_array(path: Path, key: str, *, element_key: str = "") -> Iterator[Element]:
     """Elements of the array under ``key``, in file order.
+
+    Args:
+        element_key: a key that every element has and nothing inside an element; if given, reading goes on behind an
+            element that is no JSON, which is one problem (``json_invalid``).
 
     The first ``"key":`` of the file is taken, so the array must come before any nested object with the same key.
     """
@@ -57,7 +62,7 @@ def iter_array(path: Path, key: str) -> Iterator[Element]:
             yield Element(0, 0, None, "metadata_malformed")
             return
         window.drop(match.end())
-        yield from _elements(window)
+        yield from _elements(window, element_key)
 
 
 def read_element(path: Path, offset: int, num_bytes: int) -> Any:
@@ -125,11 +130,11 @@ class _Window:
 
     def drop(self, num_chars: int) -> None:
         """Forget the beginning."""
-        self.offset += len(self.text[:num_chars].encode("utf-8", errors="surrogateescape"))
+        self.offset += _num_bytes(self.text[:num_chars])
         self.text = self.text[num_chars:]
 
 
-def _elements(window: _Window) -> Iterator[Element]:
+def _elements(window: _Window, element_key: str) -> Iterator[Element]:
     start = 0
     while True:
         start = _skip(window.text, start)
@@ -145,16 +150,37 @@ def _elements(window: _Window) -> Iterator[Element]:
             start = 0
             if window.grow():
                 continue
-            rest = len(window.text.encode("utf-8", errors="surrogateescape"))
-            yield Element(window.offset, rest, None, "file_truncated")
-            return
-        begin = window.offset + len(window.text[:start].encode("utf-8", errors="surrogateescape"))
-        size = len(window.text[start:end].encode("utf-8", errors="surrogateescape"))
-        yield Element(begin, size, value)
+            end = _next_element(window.text, element_key)
+            problem = "file_truncated" if end is None else "json_invalid"
+            yield Element(window.offset, _num_bytes(window.text[:end]), None, problem)
+            if end is None:
+                return
+            start = end
+            continue
+        begin = window.offset + _num_bytes(window.text[:start])
+        yield Element(begin, _num_bytes(window.text[start:end]), value)
         start = end
         if start > _CHUNK:
             window.drop(start)
             start = 0
+
+
+def _next_element(text: str, element_key: str) -> int | None:
+    """Where the next whole element begins behind a broken one; None if there is none."""
+    if not element_key:
+        return None
+    for gap in _BETWEEN.finditer(text):
+        try:
+            value, _ = _DECODER.raw_decode(text, gap.end())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict) and element_key in value:
+            return gap.end()
+    return None
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", errors="surrogateescape"))
 
 
 def _skip(text: str, position: int) -> int:

@@ -34,7 +34,12 @@ def test_the_music_judge_names_rendered_pieces_whatever_their_loudness():
 
 @pytest.mark.parametrize(
     ("heard", "truth", "right"),
-    [("a red star", "a red star", 1.0), ("a red", "a red star", 2 / 3), ("", "a red star", 0.0), ("A, red! STAR.", "a red star", 1.0)],
+    [
+        ("a red star", "a red star", 1.0),
+        ("a red", "a red star", 2 / 3),
+        ("", "a red star", 0.0),
+        ("A, red! STAR.", "a red star", 1.0),
+    ],
 )
 def test_words_right_is_one_minus_the_word_error_rate(heard, truth, right):
     assert words_right(heard, truth) == pytest.approx(right)

@@ -110,7 +110,11 @@ def test_the_repetition_penalty_lowers_what_was_said():
 
 def test_a_turn_mixes_text_and_whole_media(model, vocabulary):
     """Whatever a random model says in its turn, each medium in it is complete and in order."""
-    budgets = {Modality.IMAGE: LengthBudget(32, 32), Modality.MUSIC: LengthBudget(1, 5), Modality.SPEECH: LengthBudget(1, 9)}
+    budgets = {
+        Modality.IMAGE: LengthBudget(32, 32),
+        Modality.MUSIC: LengthBudget(1, 5),
+        Modality.SPEECH: LengthBudget(1, 9),
+    }
     grammar = TurnGrammar(vocabulary, budgets, max_ids=60)
     answers = generate(model, requests(6, vocabulary), grammar, SamplingConfig(temperature=4.0), seed=7)
     names, found = vocabulary.modality_names(), set()

@@ -19,7 +19,9 @@ def varied(attributes, rng) -> np.ndarray:
 def codec() -> CompactImage:
     rng = np.random.default_rng(0)
     train = all_attributes(held_out=False)
-    return CompactImage(fit_image(np.stack([varied(train[n], rng) for n in rng.choice(len(train), 300, replace=False)])))
+    return CompactImage(
+        fit_image(np.stack([varied(train[n], rng) for n in rng.choice(len(train), 300, replace=False)]))
+    )
 
 
 def psnr_db(one, other) -> float:
@@ -91,7 +93,10 @@ def test_shades_nobody_can_tell_apart_share_one_code():
     assert len(entries) == 2 and len(set(nearest(shades, entries).tolist())) == 2
 
 
-@pytest.mark.parametrize("wrong", [np.zeros((224, 224), np.uint8), np.zeros((224, 224, 3), np.float32), np.zeros((1, 1, 3), np.uint8)])
+WRONG = [np.zeros((224, 224), np.uint8), np.zeros((224, 224, 3), np.float32), np.zeros((1, 1, 3), np.uint8)]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_no_picture_is_refused(codec, wrong):
     with pytest.raises(ValueError, match="expected"):
         codec.encode([wrong])
