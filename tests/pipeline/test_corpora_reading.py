@@ -141,6 +141,26 @@ def test_an_array_that_is_cut_gives_what_is_before_the_cut(folder: Path, count: 
         assert not head or head["aid"] == f"é{len(whole)}"
 
 
+@given(broken=st.integers(0, 2), place=st.integers(0, 60), chunk=st.integers(1, 400))
+def test_an_element_that_is_no_json_costs_nothing_but_itself(folder: Path, broken: int, place: int, chunk: int):
+    values = [{"aid": f"é{n}", "segments": [{"sid": k, "text": "x"} for k in range(3)]} for n in range(4)]
+    texts = [json.dumps(value, ensure_ascii=False) for value in values]
+    at = 1 + place % (len(texts[broken]) - 2)
+    texts[broken] = texts[broken][:at] + "#" + texts[broken][at:]
+    path = folder / "broken.json"
+    path.write_text(f'{{"audios": [{", ".join(texts)}]}}', encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_array, "_CHUNK", chunk)
+        found = list(iter_array(path, "audios", element_key="segments"))
+    assert len(found) == len(values)
+    for number, (element, value) in enumerate(zip(found, values, strict=True)):
+        if number != broken:
+            assert element.value == value == read_element(path, element.offset, element.num_bytes)
+        else:
+            # Inside a string the mark is a character like any other.
+            assert element.problem == "json_invalid" or "#" in json.dumps(element.value)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"), [("", "file_empty"), ("{}", "metadata_malformed"), ('{"audios": null}', "metadata_malformed")]
 )
