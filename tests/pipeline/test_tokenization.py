@@ -43,13 +43,12 @@ class HashCodec:
         return [self._encode_one(medium) for medium in batch]
 
     def _encode_one(self, medium: np.ndarray) -> Codes:
-        if self.modality is Modality.IMAGE:
-            frames = 32
-        else:
-            frames = -(-len(medium) // SAMPLES_PER_FRAME[self.modality])
+        frames = 32 if self.modality is Modality.IMAGE else -(-len(medium) // SAMPLES_PER_FRAME[self.modality])
         seed = int.from_bytes(hashlib.blake2b(medium.tobytes(), digest_size=8).digest(), "big")
         shape = (frames + self.frames_too_many, LEVELS_AT_REST[self.modality])
-        return np.random.Generator(np.random.PCG64(seed)).integers(CODEBOOK_SIZES[self.modality], size=shape, dtype=np.uint16)
+        return np.random.Generator(np.random.PCG64(seed)).integers(
+            CODEBOOK_SIZES[self.modality], size=shape, dtype=np.uint16
+        )
 
 
 CODECS = {modality: HashCodec(modality) for modality in CODEBOOK_SIZES}
