@@ -41,8 +41,8 @@ CODEBOOK_SIZE = 2048
 LEVELS = 4
 FRONT_END = FrontEnd(sample_rate_hz=32_000, hop=640, window=2560, num_bands=192)
 COVER_RADIUS_DB = 4.0
-SWITCH_DB = 4.0
-"""A change of code costs what one frame this far off (RMS over the bands) costs."""
+SWITCH_DB = (4.0, 2.0)
+"""A change of code costs what one frame this far off (RMS over the bands) costs: at level 1, at the others."""
 USE_DB = 1.5
 """Level 2, 3 or 4 says something only of a frame that is at least this far off without it."""
 
@@ -50,10 +50,16 @@ _ITERATIONS = 12  # of Griffin-Lim
 _FIT_FRAMES = 20_000
 _FIT_ITERATIONS = 8
 _FRAMES_PER_ENTRY = 4  # an entry of fewer frames is a memory, not a rule
-_SWITCH = round(FRONT_END.num_bands * (STEPS_PER_DB * SWITCH_DB) ** 2)
-_USE = round(FRONT_END.num_bands * (STEPS_PER_DB * USE_DB) ** 2)
-_THRIFT = (Thrift(_SWITCH), *[Thrift(_SWITCH, _USE)] * (LEVELS - 1))
-FACTS = FRONT_END.facts() | {"switch": _SWITCH, "use": _USE}
+
+
+def _price(db: float) -> int:
+    """Squared distance of a frame that is off by this much, RMS over the bands."""
+    return round(FRONT_END.num_bands * (STEPS_PER_DB * db) ** 2)
+
+
+_USE = _price(USE_DB)
+_THRIFT = (Thrift(_price(SWITCH_DB[0])), *[Thrift(_price(SWITCH_DB[1]), _USE)] * (LEVELS - 1))
+FACTS = FRONT_END.facts() | {"thrift": [[thrift.switch, thrift.use] for thrift in _THRIFT]}
 """All that decides a code besides the tensors and the code itself."""
 SHAPES = {f"level{level}": (CODEBOOK_SIZE, FRONT_END.num_bands) for level in range(1, LEVELS + 1)}
 """Tensors by name, all int16."""
