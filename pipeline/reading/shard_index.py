@@ -65,24 +65,19 @@ def open_shard(path: Path) -> Generator[tuple[tarfile.TarFile | None, list[Shard
 def index_shard(archive: tarfile.TarFile) -> list[ShardEntry]:
     """Group the members of a shard by key.
 
-    Repairs: members of several samples may be interleaved; folders, names without an extension and WebDataset's own
-    ``__meta__`` names are no inputs. Problems: ``path_outside_archive``, ``member_not_a_file`` (links, devices),
-    ``duplicate_key``, ``archive_truncated``.
+    Repairs: members of several samples may be interleaved; shards may follow each other in one file; folders, names
+    without an extension and WebDataset's own ``__meta__`` names are no inputs. Problems: ``path_outside_archive``,
+    ``member_not_a_file`` (links, devices), ``duplicate_key``, ``archive_truncated`` (it ends too early) and
+    ``archive_damaged`` (something that is no header; reading goes on at the next one).
     """
     entries: list[ShardEntry] = []
     latest: dict[str, ShardEntry] = {}
-    member: tarfile.TarInfo | None = None
-    entry: ShardEntry | None = None
-    damaged = False
-    try:
-        for member in archive:
-            entry = _file(member, entries, latest)
-    except _DAMAGE:
-        damaged = True
-    if damaged and member is not None and entry is not None and not _is_whole(archive, member):
-        entry.problem = "archive_truncated"
-    elif damaged or _ends_in_garbage(archive):
-        entries.append(ShardEntry("", problem="archive_truncated"))
+    part: tarfile.TarFile | None = archive
+    while part is not None:
+        cut = _index_part(part, entries, latest)
+        part, problem = _resume(part)
+        if problem and not cut:
+            entries.append(ShardEntry("", problem=problem))
     return entries
 
 
@@ -124,21 +119,57 @@ def _file(member: tarfile.TarInfo, entries: list[ShardEntry], latest: dict[str, 
     return entry
 
 
+def _index_part(archive: tarfile.TarFile, entries: list[ShardEntry], latest: dict[str, ShardEntry]) -> bool:
+    """Index up to the first thing that is no member; whether the archive broke off there, which is noted."""
+    member: tarfile.TarInfo | None = None
+    entry: ShardEntry | None = None
+    try:
+        for member in archive:
+            entry = _file(member, entries, latest)
+    except _DAMAGE:
+        if member is not None and entry is not None and not _is_whole(archive, member):
+            entry.problem = "archive_truncated"
+        else:
+            entries.append(ShardEntry("", problem="archive_truncated"))
+        return True
+    return False
+
+
+def _resume(archive: tarfile.TarFile) -> tuple[tarfile.TarFile | None, str]:
+    """What follows the end that tarfile saw, and what is wrong with the bytes in between, if anything is.
+
+    For tarfile, zeros and anything that is no header are the end, and it says nothing about what it leaves unread.
+    """
+    file = archive.fileobj
+    if file is None:
+        return None, ""
+    problem = ""
+    try:
+        position = archive.offset
+        file.seek(position)
+        while block := file.read(tarfile.BLOCKSIZE):
+            if _is_header(block):
+                file.seek(position)
+                return tarfile.TarFile(fileobj=file), problem
+            if any(block):
+                problem = problem or ("archive_damaged" if len(block) == tarfile.BLOCKSIZE else "archive_truncated")
+            position += tarfile.BLOCKSIZE
+    except _DAMAGE:
+        return None, "archive_truncated"
+    return None, problem
+
+
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True
+
+
 def _is_whole(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bool:
     try:
         read_member(archive, member)
     except SampleError as error:
         return error.reason == "media_too_large"
     return True
-
-
-def _ends_in_garbage(archive: tarfile.TarFile) -> bool:
-    """Whether something that is no header stands where the next one should; tarfile takes that for the end."""
-    file = archive.fileobj
-    if file is None:
-        return False
-    try:
-        file.seek(archive.offset)
-        return any(file.read(tarfile.BLOCKSIZE))
-    except _DAMAGE:
-        return True

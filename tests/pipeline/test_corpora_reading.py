@@ -153,8 +153,8 @@ def test_an_element_that_is_no_json_costs_nothing_but_itself(folder: Path, broke
         patch.setattr(json_array, "_CHUNK", chunk)
         found = list(iter_array(path, "audios", element_key="segments"))
     assert len(found) == len(values)
-    for number, (element, value) in enumerate(zip(found, values, strict=True)):
-        if number != broken:
+    for index, (element, value) in enumerate(zip(found, values, strict=True)):
+        if index != broken:
             assert element.value == value == read_element(path, element.offset, element.num_bytes)
         else:
             # Inside a string the mark is a character like any other.
@@ -228,7 +228,45 @@ def test_garbage_in_the_middle_of_a_shard_is_noticed(folder: Path):
     data[1024:1536] = b"#" * 512
     path.write_bytes(bytes(data))
     with open_shard(path) as (_, entries):
-        assert [(entry.key, entry.problem) for entry in entries] == [("0", ""), ("", "archive_truncated")]
+        assert [(entry.key, entry.problem) for entry in entries] == [("0", ""), ("", "archive_damaged")]
+
+
+@given(broken=st.integers(0, 3), packed=st.booleans(), zeros=st.booleans())
+def test_a_broken_header_costs_nothing_but_its_member(folder: Path, broken: int, packed: bool, zeros: bool):
+    """Reading goes on at the next header; a block of zeros looks like the end, and is not."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number in range(5):
+            info = tarfile.TarInfo(f"{number}.jpg")
+            info.size = 700
+            archive.addfile(info, io.BytesIO(bytes([number + 1]) * 700))
+    data = bytearray(file.getvalue())
+    at = broken * 3 * 512
+    data[at : at + 512] = (b"\0" if zeros else b"#") * 512
+    path = folder / "header.tar"
+    path.write_bytes(gzip.compress(bytes(data), 1, mtime=0) if packed else bytes(data))
+    with open_shard(path) as (archive, entries):
+        if broken == 0 and not zeros:
+            # Nothing says that this is a tar.
+            assert [entry.problem for entry in entries] == ["archive_unreadable"]
+            return
+        assert archive is not None
+        assert [entry.problem for entry in entries if entry.problem] == ["archive_damaged"]
+        for entry in entries:
+            if not entry.problem:
+                assert read_member(archive, entry.members["jpg"]) == bytes([int(entry.key) + 1]) * 700
+        assert [entry.key for entry in entries if not entry.problem] == [str(n) for n in range(5) if n != broken]
+
+
+def test_tars_one_after_the_other_are_one_shard(folder: Path):
+    parts: list[bytes] = []
+    for name in ("0.jpg", "1.jpg", "2.jpg"):
+        write_tar(folder / "part.tar", [(name, b"x")])
+        parts.append((folder / "part.tar").read_bytes())
+    path = folder / "joined.tar"
+    path.write_bytes(b"".join(parts))
+    with open_shard(path) as (_, entries):
+        assert [(entry.key, entry.problem) for entry in entries] == [("0", ""), ("1", ""), ("2", "")]
 
 
 def test_a_member_that_claims_a_terabyte_is_not_read(folder: Path):

@@ -179,11 +179,14 @@ def test_a_cut_of_a_recording_is_that_part_of_its_samples(shared_corpora: Path):
     results = read_all(shared_corpora, "gigaspeech")
     decoded = decode_samples(results, make_decoder(MediaConfig(), WindowConfig()))
     by_id = {result.sample_id: result for result in decoded}
+    recordings: dict[Path, Any] = {}
     for result in samples([r for r in results if isinstance(r, RawSample)]):
         speech = result.segments[0]
         sample = by_id[result.sample_id]
         assert isinstance(speech, RawMedia) and isinstance(sample, DecodedSample) and speech.path is not None
-        whole, rate = soundfile.read(io.BytesIO(speech.path.read_bytes()), dtype="float32")
+        if speech.path not in recordings:
+            recordings[speech.path] = soundfile.read(io.BytesIO(speech.path.read_bytes()), dtype="float32")
+        whole, rate = recordings[speech.path]
         begin, end = round((speech.begin_s or 0) * rate), round((speech.end_s or 0) * rate)
         segment = sample.segments[0]
         assert isinstance(segment, DecodedMedia)
