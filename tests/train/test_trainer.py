@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from shards.errors import AnyGPTError, FingerprintMismatch
 from train.checkpoint import newest_checkpoint, read_run_state
-from train.cli import main
+from train.cli import is_finished, main
 from train.config import TrainConfig
 from train.metrics import read_metrics
 from train.plan import make_plan
@@ -151,6 +152,18 @@ def test_a_run_killed_with_no_warning_continues_exactly_and_then_has_nothing_to_
     assert main([str(killed)]) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert contents(folder) == before
+
+
+def test_a_run_that_died_before_its_model_was_written_writes_it(make_config: Make):
+    config = make_config()
+    assert run(config) == 6
+    final = config.output / "checkpoints" / "final"
+    before, lines = (final / "model.safetensors").read_bytes(), curve(config.output)
+    shutil.rmtree(final)
+    assert not is_finished(make_plan(config, where="test.toml"))
+    assert run(config) == 6
+    assert (final / "model.safetensors").read_bytes() == before
+    assert curve(config.output) == lines and is_finished(make_plan(config, where="test.toml"))
 
 
 def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, repository: Path):
