@@ -61,6 +61,8 @@ class CorpusConfig(Config):
     unit_items: int = Field(default=1000, ge=1)
     """Inputs a unit of work; part of the output's identity, because one unit is one file."""
     tokenizers: dict[Modality, Path] = Field(default_factory=dict[Modality, Path])
+    fit: Path | None = None
+    """Config of the fit that makes the tokenizers when they are not there; None: a missing file is an error."""
     options: dict[str, Any] = Field(default_factory=dict[str, Any])
     """Keys of the reader's own ``Options``."""
     media: MediaConfig = MediaConfig()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import load_config, parse_args
+from pipeline.tokenizers.default_fit import ensure_codecs
 from shards.errors import AnyGPTError, ConfigError
 from tokenize_jobs.job import Job, prepare_job, run_jobs
 from tokenize_jobs.plan import TokenizeConfig
@@ -19,6 +21,9 @@ def tokenize(argv: Sequence[str] | None = None) -> int:
     try:
         configs = [load_config(path, TokenizeConfig, args.set) for path in args.config]
         check_outputs(configs)
+        if not args.dry_run:
+            for config in configs:
+                ensure_codecs(config, say=functools.partial(print, flush=True))
         jobs = [prepare_job(config, limit=args.limit) for config in configs]
         if args.dry_run:
             for job in jobs:

@@ -42,7 +42,7 @@ from tokenize_jobs.stages import EncodeRow, Task, decode_row, open_codec
 # What decides where bytes go and who makes them, and never which bytes they are.
 _MACHINE_KEYS = {"root", "output", "workers", "cluster", "budget"}
 # Said better by the codecs' fingerprints and by the front end's own facts.
-_SAID_ELSEWHERE = {"tokenizers", "media", "windows"}
+_SAID_ELSEWHERE = {"tokenizers", "fit", "media", "windows"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def prepare_job(config: TokenizeConfig, *, limit: int | None = None) -> Job:
 
     Raises:
         ConfigError, CorpusError: the corpus cannot be read.
-        TokenizerError: a codec is missing.
+        ConfigError: a codec is missing.
         FingerprintMismatch, DatasetError: ``output`` holds something else.
     """
     units = tuple(plan_units(config, limit=limit))

@@ -25,7 +25,7 @@ from pipeline.samples import Filtered, RawSample, Reject
 from pipeline.tokenization import Decoded, count_tokens, decode_samples, encode_samples
 from pipeline.tokenizers.base import MediaTokenizer
 from pipeline.tokenizers.compact import load_codec
-from shards.errors import AnyGPTError, CorpusError, SampleError, TokenizerError
+from shards.errors import AnyGPTError, ConfigError, CorpusError, SampleError
 from shards.manifest import ShardEntry
 from shards.records import TokenizedSample, samples_to_table
 from shards.vocabulary import Modality
@@ -150,10 +150,10 @@ def open_codec(path: Path, modality: Modality) -> MediaTokenizer:
     """The codec in a file; opened once per process, and again if the file is another one now.
 
     Raises:
-        TokenizerError: there is none; names the config key and the command that makes one.
+        ConfigError: there is none; names the config key and the command that makes one.
     """
     if not path.is_file():
-        raise TokenizerError(
+        raise ConfigError(
             f"tokenizers.{modality} = {path}: expected a codec for {modality}, found nothing; fit one with "
             f"anygpt-fit, or give its path with --set tokenizers.{modality}=FILE"
         )

@@ -59,6 +59,8 @@ class FitConfig(Config):
 
     output: Path
     """The family file, e.g. ``compact.safetensors``."""
+    sample_corpora: Path | None = None
+    """Config of the sample corpora, if these are what is fitted on; a command that needs the codecs renders them first."""
     seed: int = 0
     image: ModalityFitConfig | None = None
     speech: ModalityFitConfig | None = None
