@@ -38,6 +38,7 @@ FIT_VERSION = 1
 """Raised whenever the same media would give other tensors or another report."""
 
 _KEYS = "fit_keys"
+_BEST_PSNR_DB = 99.0
 
 
 class ModalityFitConfig(Config):
@@ -167,11 +168,9 @@ def measure(codec: MediaCodec, media: Sequence[Medium]) -> dict[str, float]:
     codes = codec.encode(media)
     decoded = codec.decode(codes)
     if codec.modality is Modality.IMAGE:
-        return {
-            "image_psnr_db": _mean(
-                [psnr_db(cast(Picture, a), cast(Picture, b)) for a, b in zip(media, decoded, strict=True)]
-            )
-        }
+        pairs = zip(cast(Sequence[Picture], media), cast(Sequence[Picture], decoded), strict=True)
+        # A picture that comes back exactly has no finite figure.
+        return {"image_psnr_db": _mean([min(psnr_db(a, b), _BEST_PSNR_DB) for a, b in pairs])}
     name = f"{codec.modality}_mel"
     figures = {name: _distance(media, decoded, codec), f"{name}_shuffled": _distance(media, _turned(decoded), codec)}
     if codec.modality is Modality.SPEECH:

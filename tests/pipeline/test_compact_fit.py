@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.load import load_config
@@ -13,7 +14,7 @@ from pipeline.sample_corpora.build import build, plan_build
 from pipeline.sample_corpora.config import HeldoutCounts, SampleCorporaConfig, TrainCounts
 from pipeline.tokenizers.chosen_media import choose_media
 from pipeline.tokenizers.compact import load_codec, read_family_info
-from pipeline.tokenizers.fit import FitConfig, plan_fit, report_path, run_fit
+from pipeline.tokenizers.fit import FitConfig, measure, plan_fit, report_path, run_fit
 from shards.errors import CorpusError
 from shards.vocabulary import Modality
 
@@ -153,6 +154,16 @@ def test_damaged_media_are_counted_and_left_out(shared_corpora):
     config = CorpusConfig(corpus="mls", root=shared_corpora / "damaged" / "mls", output=Path("unused"))
     drawn = choose_media([config], Modality.SPEECH, 100, seed=0, max_s=10)
     assert drawn.media and drawn.num_undecodable >= 2
+
+
+def test_a_perfect_picture_has_a_finite_figure(fitted):
+    """A report with Infinity in it would be no JSON."""
+    codec = load_codec(fitted.output, Modality.IMAGE)
+    flat = codec.decode([np.array([[2048], [palette]] * 16, np.uint16) for palette in range(60)])
+    kept = [
+        one for one, again in zip(flat, codec.decode(codec.encode(flat)), strict=True) if np.array_equal(one, again)
+    ]
+    assert measure(codec, kept[:1] * 2) == {"image_psnr_db": 99.0}
 
 
 def test_a_config_without_a_section_is_refused():
