@@ -30,7 +30,7 @@ REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
 REPORT_VERSION = 1
 _CODEC_KEYS = ("image_psnr_db", "speech_mel", "speech_mel_shuffled", "music_mel", "music_mel_shuffled")
-_LOSS_WINDOW = 20  # steps averaged for a modality's first and last loss
+_LOSS_WINDOW = 3  # logged lines averaged for a modality's first and last loss
 
 
 class ReportConfig(Config):
@@ -152,7 +152,8 @@ def _first_and_last(curve: Sequence[tuple[int, float]]) -> dict[str, float]:
 
 
 def _tokens_trained(path: Path) -> int:
-    return int(json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["tokens"])
+    """Ids that had a loss, over the whole run; a line counts those since the line before."""
+    return sum(sum(json.loads(line)["targets"].values()) for line in path.read_text(encoding="utf-8").splitlines())
 
 
 def _peak(route: Mapping[str, StageFigures]) -> float:
