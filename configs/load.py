@@ -27,7 +27,9 @@ class Config(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def parse_args(program: str, description: str, argv: Sequence[str] | None, *, several: bool = False) -> argparse.Namespace:
+def parse_args(
+    program: str, description: str, argv: Sequence[str] | None, *, several: bool = False
+) -> argparse.Namespace:
     """The one command-line grammar: ``CONFIG [--set key=value]... [--limit N] [--dry-run]``.
 
     Args:
@@ -58,19 +60,23 @@ def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The merged tables of a file and its one ``base``, unvalidated."""
+    data = _read_one(path)
+    base = data.pop("base", None)
+    if base is None:
+        return data
+    below = _read_one(path.parent / str(base))
+    if "base" in below:
+        raise ConfigError(f"{path}: base {base} has a base itself; one is allowed, name the last one or merge them")
+    return _merge(below, data)
+
+
+def _read_one(path: Path) -> dict[str, Any]:
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"{path}: expected a config file, found none; {_nearest_file(path)}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected TOML, found an error: {error}; mend that line") from error
-    base = data.pop("base", None)
-    if base is None:
-        return data
-    base_path = path.parent / str(base)
-    if "base" in tomllib.loads(base_path.read_text(encoding="utf-8")) if base_path.is_file() else False:
-        raise ConfigError(f"{path}: base {base} has a base itself; at most one is allowed, name the last one or merge them")
-    return _merge(read_toml(base_path), data)
 
 
 def validate(data: Mapping[str, Any], kind: type[ConfigT], *, where: str) -> ConfigT:

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from evaluation.heldout import Generation, TaskResult
-from pipeline.tokenizers.base import MediaDetokenizer
+from pipeline.tokenizers.base import MediaDetokenizer, Picture
 from shards.media_files import data_uri, png_bytes, wav_bytes
 from shards.vocabulary import Codes, Modality
 
@@ -181,8 +181,9 @@ def _card(one: Generation, detokenizers: Mapping[Modality, MediaDetokenizer]) ->
 def _medium(modality: Modality, codes: Codes, detokenizers: Mapping[Modality, MediaDetokenizer]) -> str:
     detokenizer = detokenizers[modality]
     if modality == Modality.IMAGE:
-        uri = data_uri(png_bytes(np.ascontiguousarray(detokenizer.decode([codes])[0][::2, ::2])), "image/png")
-        return f"<img src='{uri}' alt='' width='112' height='112'>"
+        picture = cast(Picture, detokenizer.decode([codes])[0])
+        uri = data_uri(png_bytes(np.ascontiguousarray(picture[::2, ::2])), "image/png")
+        return f"<img src='{uri}' alt='' width='104' height='104'>"
     if modality == Modality.SPEECH:
         # What the language model wrote and reads is level 1; the truth is heard the same way.
         codes = codes[:, :1]
