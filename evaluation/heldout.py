@@ -194,9 +194,9 @@ def _judged(
     generations = [
         Generation(
             item.sample_id,
-            {"prompt": _text(item), "answer": ", ".join(seen[attribute] for attribute in attributes)},
+            {"prompt": _text(item), "judged as": ", ".join(seen[attribute] for attribute in attributes)},
             {"truth": (_medium(item).modality, _codes(item)), "answer": (_medium(item).modality, answer)},
-            {attribute: seen[attribute] == truth[attribute] for attribute in truth},
+            {attribute: seen[attribute] == truth[attribute] for attribute in attributes if attribute in truth},
         )
         for item, answer, seen, truth in zip(items, answers, found, wanted, strict=True)
     ]
@@ -219,7 +219,7 @@ def _describe(
             item.sample_id,
             {"truth": _text(item), "answer": answer},
             {"truth": (_medium(item).modality, _codes(item))},
-            {attribute: seen.get(attribute) == truth[attribute] for attribute in truth},
+            {attribute: seen.get(attribute) == truth[attribute] for attribute in sorted(truth)},
         )
         for item, answer, seen, truth in zip(items, answers, found, wanted, strict=True)
     ]

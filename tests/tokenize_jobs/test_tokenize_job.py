@@ -273,7 +273,7 @@ def test_a_missing_codec_names_the_file_and_the_command_that_makes_it(
     config = write_config(
         tmp_path, write_corpus(tmp_path / "root", shards=1, pictures=2), tmp_path / "none.safetensors"
     )
-    assert tokenize([str(config)]) == 1
+    assert tokenize([str(config)]) == 2
     message = capsys.readouterr().err
     assert "none.safetensors" in message
     assert "anygpt-fit" in message
