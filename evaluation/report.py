@@ -8,6 +8,7 @@ and figures changes no byte.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     stored = _read_json(path) if path.is_file() else {}
     if stored.get("key") == key and (config.run / PAGE_NAME).is_file():
         return stored
+    started = time.monotonic()
     curves = read_curves(config.run / "metrics.jsonl")
     detokenizers = _detokenizers(config.codecs)
     loaded = load_model(config.run / "checkpoints" / "final", text_tokenizer=config.text_tokenizer)
@@ -69,6 +71,8 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     if config.heldout.dialogues:
         results.append(examine_dialogues(examiner, held_out(config.heldout.dialogues)))
     report = {"key": key, **_figures(config, curves, results)}
+    # Its own time up to here; what is left is writing two files.
+    report["seconds"]["report"] = round(time.monotonic() - started, 1)
     page = write_page(config.title, report, curves, results, detokenizers)
     commit_bytes(config.run / PAGE_NAME, page.encode())
     commit_bytes(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
@@ -112,7 +116,6 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 def _figures(
     config: ReportConfig, curves: Mapping[str, Sequence[tuple[int, float]]], results: Sequence[TaskResult]
 ) -> dict[str, Any]:
-    # The report's own time and memory are not over yet; the route adds nothing to a finished file.
     route = read_figures(config.run)
     packing = _read_json(config.packing)
     return {
