@@ -71,9 +71,10 @@ def test_text_of_corpora_cannot_break_the_page(page):
     assert "a &lt;red&gt; star" in page and "<red>" not in page and "A &lt;title&gt;" in page
 
 
-def test_a_dozen_cards_are_spread_over_all_generations(page):
+def test_a_dozen_cards_are_chosen_without_looking(page):
+    """An even stride once showed three of six compositions, and none of those the model got wrong."""
     shown = [int(number) for number in re.findall(r"star (\d+)", page)]
-    assert len(shown) == 12 and shown[0] == 0 and shown[-1] > 30
+    assert len(set(shown)) == 12 and len({number % 8 for number in shown}) > 3
     assert page.count("data:image/png") == 24 and page.count("data:audio/wav") == 12
     assert "40 held-out items" in page and page.count("✓ colour") == page.count("✗ shape") == 12
 
