@@ -105,7 +105,7 @@ def test_no_module_is_a_drawer_for_the_rest():
 
 # Written in pieces, so that this file does not contain what it looks for.
 REGISTRY_HOSTS = re.compile(
-    "|".join((host + r"\.org" for host in ("py" + "pi", "python" + "hosted", "download." + "pytorch")))
+    "|".join(host + r"\.org" for host in ("py" + "pi", "python" + "hosted", "download." + "pytorch"))
 )
 MACHINE_PATHS = re.compile(r"(?<![\w.$}])/(?:root|home/\w+|work|mnt/\w+|tmp/\w+)/[\w.]")
 
