@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +53,8 @@ def measure() -> Mapping[str, float]:
             buffer = np.empty((BATCH_ROWS, LENGTH), dtype)
             name = np.dtype(dtype).name
             bare, ours = _compete(
-                lambda: _bare(rows, plan, buffer),  # noqa: B023
-                lambda: _read(datasets, mixture, buffer, steps=STEPS),  # noqa: B023
+                partial(_bare, rows, plan, buffer),
+                partial(_read, datasets, mixture, buffer, steps=STEPS),
             )
             figures[f"ratio_{name}"] = round(bare / ours, 3)
             _line(f"bare gather, {name}", bare, 1.0)
