@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from pipeline.tokenization import encode_samples
+from pipeline.tokenizers.codecs import open_tokenizers
 from pipeline.tokenizers.compact import save_family
 from pipeline.tokenizers.compact_image import MASK
 from shards.vocabulary import Modality
@@ -28,7 +29,7 @@ from tokenize_jobs.job import prepare_job, run_jobs
 from tokenize_jobs.log import log_path
 from tokenize_jobs.plan import TokenizeConfig, plan_units
 from tokenize_jobs.session import ray_session
-from tokenize_jobs.stages import decode_unit, open_codec
+from tokenize_jobs.stages import decode_unit
 
 NUM_SHARDS = 2
 PICTURES_PER_SHARD = 240
@@ -61,7 +62,7 @@ def main() -> None:
 def _bare_rate(config: TokenizeConfig) -> float:
     begun = time.monotonic()
     count = 0
-    codecs = {modality: open_codec(path, modality) for modality, path in config.tokenizers.items()}
+    codecs = open_tokenizers(config.tokenizers)
     for unit in plan_units(config):
         count += len(list(encode_samples(decode_unit(config, unit).items, codecs)))
     return count / (time.monotonic() - begun)

@@ -19,6 +19,7 @@ for name, value in {
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_CORPORA = REPOSITORY.parent / "shared" / "corpora"
+PARITY = Path(os.environ.get("PARITY_DIR", REPOSITORY.parent / "shared" / "reference" / "parity"))
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +34,14 @@ def shared_corpora() -> Path:
     if not SHARED_CORPORA.is_dir():
         pytest.skip("no ../shared/corpora beside the repository; its own miniature fixtures cover the same readers")
     return SHARED_CORPORA
+
+
+@pytest.fixture(scope="session")
+def parity() -> Path:
+    """Small checkpoints in the published layouts with the outputs of the authors' code; absent, visibly skipped.
+
+    ``$PARITY_DIR``, or ../shared/reference/parity. Sizes differ from set to set: tests read them from the configs there.
+    """
+    if not PARITY.is_dir():
+        pytest.skip(f"no parity fixtures at {PARITY.name}/; set PARITY_DIR to their folder")
+    return PARITY

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pipeline.media import front_end_facts
 from pipeline.tokenization import TOKENIZATION_VERSION
+from pipeline.tokenizers.codecs import open_tokenizers
 from shards.manifest import MANIFEST_NAME, write_manifest
 from shards.records import FORMAT_VERSION
 from tokenize_jobs.ledger import (
@@ -37,7 +38,7 @@ from tokenize_jobs.plan import TokenizeConfig, Unit, plan_units
 from tokenize_jobs.rejects import check_budget, join_parts
 from tokenize_jobs.report import make_manifest, read_report, summarize, write_report
 from tokenize_jobs.session import ray_session
-from tokenize_jobs.stages import EncodeRow, Task, decode_row, open_codec
+from tokenize_jobs.stages import EncodeRow, Task, decode_row
 
 # What decides where bytes go and who makes them, and never which bytes they are.
 _MACHINE_KEYS = {"root", "output", "workers", "cluster", "budget"}
@@ -93,7 +94,7 @@ def prepare_job(config: TokenizeConfig, *, limit: int | None = None) -> Job:
 
 def collect_facts(config: TokenizeConfig, *, limit: int | None = None) -> dict[str, Any]:
     """Everything that decides the bytes of a tokenized corpus, without a path of any machine."""
-    codecs = {modality: open_codec(path, modality) for modality, path in config.tokenizers.items()}
+    codecs = open_tokenizers(config.tokenizers)
     return {
         "config": config.model_dump(mode="json", exclude=_MACHINE_KEYS | _SAID_ELSEWHERE) | {"limit": limit},
         "tokenizers": {str(modality): codec.fingerprint for modality, codec in sorted(codecs.items())},

@@ -24,8 +24,8 @@ from pipeline.media import make_decoder
 from pipeline.samples import Filtered, RawSample, Reject
 from pipeline.tokenization import Decoded, count_tokens, decode_samples, encode_samples
 from pipeline.tokenizers.base import MediaTokenizer
-from pipeline.tokenizers.compact import load_codec
-from shards.errors import AnyGPTError, ConfigError, CorpusError, SampleError
+from pipeline.tokenizers.codecs import open_tokenizers
+from shards.errors import AnyGPTError, CorpusError, SampleError
 from shards.manifest import ShardEntry
 from shards.records import TokenizedSample, samples_to_table
 from shards.vocabulary import Modality
@@ -84,8 +84,7 @@ class EncodeRow:
         return {"task": row["task"], "number": row["number"], "inputs": inputs, "error": error, "busy_s": busy_s}
 
     def _encode(self, task: Task, unit: Unit, payload: bytes) -> Entry:
-        codecs = {modality: open_codec(path, modality) for modality, path in task.config.tokenizers.items()}
-        return encode_unit(task, unit, pickle.loads(payload), codecs)
+        return encode_unit(task, unit, pickle.loads(payload), open_tokenizers(task.config.tokenizers))
 
 
 def decode_unit(config: TokenizeConfig, unit: Unit) -> Payload:
@@ -146,21 +145,6 @@ def encode_unit(task: Task, unit: Unit, payload: Payload, codecs: Mapping[Modali
     return entry
 
 
-def open_codec(path: Path, modality: Modality) -> MediaTokenizer:
-    """The codec in a file; opened once per process, and again if the file is another one now.
-
-    Raises:
-        ConfigError: there is none; names the config key and the command that makes one.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f"tokenizers.{modality} = {path}: expected a codec for {modality}, found nothing; fit one with "
-            f"anygpt-fit, or give its path with --set tokenizers.{modality}=FILE"
-        )
-    status = path.stat()
-    return _cached_codec(path, modality, (status.st_size, status.st_mtime_ns, status.st_ino))
-
-
 def _commit_shard(path: Path, output: Path, samples: Sequence[TokenizedSample], writer: str) -> ShardEntry:
     sha256 = commit_table(path, samples_to_table(samples), writer=writer)
     relative = path.relative_to(output).as_posix()
@@ -204,12 +188,6 @@ def _attempt(work: Callable[[], Result], unit: Unit, config: TokenizeConfig) -> 
     except Exception as error:
         error.add_note(f"in {unit.name} of {config.dataset_name}: {unit.source.path} [{unit.start}:{unit.stop}]")
         raise
-
-
-@functools.lru_cache(maxsize=8)
-def _cached_codec(path: Path, modality: Modality, version: tuple[int, ...]) -> MediaTokenizer:
-    del version  # part of the key only
-    return load_codec(path, modality)
 
 
 @functools.lru_cache(maxsize=2)

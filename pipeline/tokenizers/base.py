@@ -21,7 +21,10 @@ Medium = Picture | Wave
 
 @runtime_checkable
 class MediaTokenizer(Protocol):
-    """Media in, codes out, a batch at a time; the codes of an item never depend on its neighbours in the batch."""
+    """Media in, codes out, any number at a time; a codec cuts them into batches that its device can hold.
+
+    The codes of an item never depend on its neighbours: that is what lets shards be the same under any batching.
+    """
 
     name: str
     modality: Modality
