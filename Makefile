@@ -62,6 +62,11 @@ inspect: setup ## look into a dataset, as one HTML page: DATASET=folder
 	@$(call need,DATASET,the folder of a dataset)
 	@$(BIN)/anygpt-inspect $(DATASET) $(ARGS)
 
+.PHONY: doctor
+doctor: setup ## are the weights there, whole and the right ones: CONFIG=configs/tokenizers/seed2.toml
+	@$(call need,CONFIG,$(filter-out %/compact.toml %/text.toml,$(wildcard configs/tokenizers/*.toml configs/vocoders/*.toml)))
+	@$(BIN)/anygpt-doctor $(CONFIG) $(ARGS)
+
 ##@ Develop
 
 .PHONY: test
