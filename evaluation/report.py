@@ -21,6 +21,7 @@ from evaluation.route import StageFigures, read_figures
 from inference.model import load_model
 from pipeline.templates import load_templates
 from pipeline.tokenizers.base import MediaDetokenizer
+from pipeline.tokenizers.codecs import served_modalities
 from pipeline.tokenizers.compact import load_codec
 from shards.errors import AnyGPTError, DatasetError
 from shards.manifest import fingerprint
@@ -164,7 +165,7 @@ def _peak(route: Mapping[str, StageFigures]) -> float:
 
 
 def _detokenizers(codecs: Path) -> dict[Modality, MediaDetokenizer]:
-    return {modality: load_codec(codecs, modality) for modality in Modality if modality != Modality.TEXT}
+    return {modality: load_codec(codecs, modality) for modality in served_modalities(codecs)}
 
 
 def _codec_report(codecs: Path) -> Path:

@@ -42,7 +42,7 @@ class InstructionPools(Config):
 
 
 class MediumTemplate(Config):
-    """``image.toml``, ``speech.toml``, ``music.toml``."""
+    """``image.toml``, ``speech.toml``, ...: one for every medium."""
 
     modality: Modality
     instructions: InstructionPools
@@ -104,7 +104,7 @@ class Templates:
 
 
 def load_templates(folder: Path, overrides: Sequence[str] = ()) -> Templates:
-    """Read and check ``image speech music interleaved dialogue`` ``.toml`` of a folder.
+    """Read and check the ``.toml`` of every medium, ``interleaved`` and ``dialogue``, in a folder.
 
     Args:
         overrides: ``--set`` strings for ``dialogue.toml``, e.g. ``preset=AnyGPT``.

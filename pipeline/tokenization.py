@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.samples import Filtered, RawMedia, RawSample, RawText, Reject
 from pipeline.tokenizers.base import MediaTokenizer, Medium
 from shards.errors import SampleError
-from shards.rates import CODEBOOK_SIZES, IMAGE_CODES
+from shards.modality import MEDIA, SOUNDS
 from shards.records import Provenance, Segment, TokenizedSample
 from shards.vocabulary import Codes, Modality
 
@@ -28,11 +28,11 @@ TOKENIZATION_VERSION = 1
 ENCODE_BATCH = 32
 """Media per call of a codec: fixed, so that codes never depend on how work is spread."""
 
-LEVELS_AT_REST = {Modality.IMAGE: 1, Modality.SPEECH: 8, Modality.MUSIC: 4}
-LEVELS_READ = {Modality.IMAGE: 1, Modality.SPEECH: 1, Modality.MUSIC: 4}
+LEVELS_AT_REST = {modality: modality.rate.levels_at_rest for modality in MEDIA}
+LEVELS_READ = {modality: modality.rate.levels_read for modality in MEDIA}
 """Levels the language model reads; the rest is for a vocoder."""
-SAMPLES_PER_FRAME = {Modality.SPEECH: 320, Modality.MUSIC: 640}
-SAMPLE_RATES_HZ = {Modality.SPEECH: 16_000, Modality.MUSIC: 32_000}
+SAMPLES_PER_FRAME = {modality: modality.rate.samples_per_frame for modality in SOUNDS}
+SAMPLE_RATES_HZ = {modality: modality.rate.sample_rate_hz for modality in SOUNDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +149,20 @@ def check_rate(modality: Modality, codes: Codes, num_samples: int) -> None:
     Raises:
         SampleError: ``rate_mismatch``, naming what was expected and found.
     """
-    frames = IMAGE_CODES if modality is Modality.IMAGE else -(-num_samples // SAMPLES_PER_FRAME[modality])
-    expected = (frames, LEVELS_AT_REST[modality])
+    rate = modality.rate
+    expected = (rate.frames_for(num_samples), rate.levels_at_rest)
     if codes.shape != expected or codes.dtype != np.uint16:
         raise SampleError(
             "rate_mismatch", f"{modality}: expected uint16 codes {expected}, found {codes.dtype} {codes.shape}"
         )
-    if codes.size and int(codes.max()) >= CODEBOOK_SIZES[modality]:
+    if codes.size and int(codes.max()) >= rate.codebook_size:
         raise SampleError(
-            "rate_mismatch", f"{modality}: expected codes below {CODEBOOK_SIZES[modality]}, found {int(codes.max())}"
+            "rate_mismatch", f"{modality}: expected codes below {rate.codebook_size}, found {int(codes.max())}"
         )
 
 
 def count_tokens(samples: Iterable[TokenizedSample]) -> dict[str, int]:
-    """Media tokens by modality as the language model reads them: level 1 of speech, all four levels of music."""
+    """Media tokens by modality as the language model reads them: level 1 of speech, all levels of other sounds."""
     total: dict[str, int] = {}
     for sample in samples:
         for segment in sample.segments:
@@ -208,9 +208,7 @@ def _tokenized(sample: DecodedSample, codes: Mapping[int, Codes]) -> TokenizedSa
             continue
         medium, one = segment.clip.medium, codes[position]
         check_rate(segment.modality, one, len(medium))
-        duration_s = None
-        if segment.modality is not Modality.IMAGE:
-            duration_s = len(medium) / SAMPLE_RATES_HZ[segment.modality]
+        duration_s = len(medium) / segment.modality.rate.sample_rate_hz if segment.modality.is_sound else None
         segments.append(
             Segment(
                 segment.slot,

@@ -1,8 +1,4 @@
-"""Table 1 is law: how many codes a medium has, and how they lie between its markers.
-
-Source: AnyGPT (arXiv 2402.12226) Table 1: a picture is 32 codes of 8,192; speech 50 frames a second of 1,024; music 50
-frames a second of 4 levels of 2,048.
-"""
+"""Table 1 is enforced: what breaks it in a row of ids, and in the codes of a segment. See :mod:`shards.modality`."""
 
 from __future__ import annotations
 
@@ -11,11 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shards.vocabulary import MediaBlock, Modality, TokenIds
+from shards.modality import MEDIA, SOUNDS, Modality
+from shards.vocabulary import MediaBlock, TokenIds
 
-IMAGE_CODES = 32
-FRAMES_PER_SECOND = {Modality.SPEECH: 50.0, Modality.MUSIC: 50.0}
-CODEBOOK_SIZES = {Modality.IMAGE: 8192, Modality.SPEECH: 1024, Modality.MUSIC: 2048}
+IMAGE_CODES = Modality.IMAGE.rate.num_frames
+FRAMES_PER_SECOND = {modality: modality.rate.frame_rate_hz for modality in SOUNDS}
+CODEBOOK_SIZES = {modality: modality.rate.codebook_size for modality in MEDIA}
 
 
 def media_fault(token_ids: TokenIds, block: MediaBlock) -> str:
@@ -62,8 +59,8 @@ def rate_fault(modality: str, codes: npt.NDArray[Any], levels: int, duration_s: 
     num_frames = codes.size // levels
     if duration_s is None:
         return f"{modality}: a sound without a duration"
-    # ceil of the duration; a sample more or less is a 640th of a frame, hence the slack.
+    # ceil of the duration; a sample more or less is less than a 300th of a frame, hence the slack.
     exact = duration_s * FRAMES_PER_SECOND[known]
     if not exact - 1e-2 <= num_frames < exact + 1 + 1e-2:
-        return f"{modality}: frames that are not 50 per second of its duration"
+        return f"{modality}: frames that are not {FRAMES_PER_SECOND[known]:g} per second of its duration"
     return ""

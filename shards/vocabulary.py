@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
@@ -23,20 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ConfigError, DatasetError, SampleError
+from shards.modality import Modality as Modality  # what a block is the ids of, so people look for it here
 
 _BLOCK_KEYS = ("name", "prefix", "start", "end", "codebook_size", "levels", "first_id")
 
 Codes = npt.NDArray[np.uint16]
 TokenIds = npt.NDArray[np.integer[Any]]
-
-
-class Modality(StrEnum):
-    """What a segment is made of. A new modality is one line here."""
-
-    TEXT = "text"
-    IMAGE = "image"
-    SPEECH = "speech"
-    MUSIC = "music"
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +150,7 @@ class Vocabulary:
         name: the layout, e.g. ``anygpt-stage1``.
         text_size: ids ``[0, text_size)`` belong to the text tokenizer.
         markers: added dialogue markers (``[Human]`` ...) to their ids.
-        blocks: media blocks by name; a block that is no ``Modality`` (the vestigial ``audio``) is carried, unused.
+        blocks: media blocks by name; a block that is no ``Modality`` is carried, unused.
         bos_id, eos_id, pad_id: ids of ``<s>``, ``</s>`` and the padding (``<unk>`` in LLaMA) inside the text ids.
         text_fingerprint: identity of the text tokenizer's files; empty in a layout that no tokenizer was bound to yet.
     """
