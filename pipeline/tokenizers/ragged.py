@@ -21,6 +21,7 @@ Letters: B clips, C channels, T the longest length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -80,6 +81,33 @@ def conv_ragged(
     padding = conv_padding(kernel_size, stride, dilation, causal=causal)
     padded = pad_ragged(x_BCT, lengths_B, padding, stride=stride, pad_mode=pad_mode)
     return conv(padded), lengths_after(lengths_B, stride)
+
+
+def conv_transpose_ragged(
+    x_BCT: torch.Tensor,
+    lengths_B: torch.Tensor,
+    conv: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    kernel_size: int,
+    stride: int,
+    causal: bool = False,
+    trim_right_ratio: float = 1.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One transposed convolution trimmed as SEANet trims it, each clip as if nothing came behind it.
+
+    Args:
+        conv: the bare ``nn.ConvTranspose1d``.
+        causal: trim on the right only, or as much of it there as ``trim_right_ratio`` says.
+
+    Returns:
+        (B, C', T * stride), and the new lengths, ``length * stride``.
+    """
+    total = kernel_size - stride
+    right = math.ceil(total * trim_right_ratio) if causal else total // 2
+    steps_T = torch.arange(x_BCT.shape[-1], device=x_BCT.device)
+    behind_BT = steps_T >= lengths_B.unsqueeze(1)
+    y_BCT = conv(x_BCT.masked_fill(behind_BT.unsqueeze(1), 0))
+    return y_BCT[..., total - right : y_BCT.shape[-1] - right], lengths_B * stride
 
 
 def lengths_after(lengths_B: torch.Tensor, stride: int) -> torch.Tensor:

@@ -1,0 +1,90 @@
+"""SpeechTokenizer's SEANet encoder and decoder walked layer by layer over clips of different lengths.
+
+The layers, and so the weights and their keys, are the ``speechtokenizer`` package's own; only the padding between them is
+:mod:`pipeline.tokenizers.ragged`'s. Layers that look at one sample at a time are called as they are.
+
+Letters: B clips, C channels, T the longest length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from speechtokenizer.modules.conv import SConv1d, SConvTranspose1d
+from speechtokenizer.modules.lstm import SLSTM
+from speechtokenizer.modules.seanet import SEANetResnetBlock
+from torch import nn
+
+from pipeline.tokenizers.ragged import conv_ragged, conv_transpose_ragged, lstm_ragged
+
+
+def walk(
+    layers: Iterable[nn.Module], x_BCT: torch.Tensor, lengths_B: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run layers one after another; each clip comes out as it would alone.
+
+    Args:
+        x_BCT: T is the longest length.
+        lengths_B: int64 on the device of ``x_BCT``.
+
+    Returns:
+        (B, C', T'), and the new lengths; what lies behind a clip's end is arbitrary.
+    """
+    for layer in layers:
+        x_BCT, lengths_B = _step(layer, x_BCT, lengths_B)
+    return x_BCT, lengths_B
+
+
+def split_at_lstm(layers: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+    """The layers before the first LSTM, and the rest: what a compiler takes whole, and what it does not."""
+    position = next((number for number, layer in enumerate(layers) if isinstance(layer, SLSTM)), len(layers))
+    return layers[:position], layers[position:]
+
+
+def fold_weight_norm(module: nn.Module) -> nn.Module:
+    """Multiply weight norms into the weights, in place; they are recomputed on every call otherwise."""
+    for layer in module.modules():
+        if hasattr(layer, "weight_g"):
+            cast(Any, nn.utils.remove_weight_norm)(layer)
+    return module
+
+
+def _step(layer: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(layer, SConv1d):
+        return _conv(layer, x, lengths)
+    if isinstance(layer, SEANetResnetBlock):
+        # A block neither stretches nor shortens; its branches see the same clips.
+        shortcut, _ = _step(layer.shortcut, x, lengths)
+        inner, _ = walk(cast(Iterable[nn.Module], layer.block), x, lengths)
+        return shortcut + inner, lengths
+    if isinstance(layer, SLSTM):
+        return lstm_ragged(x, lengths, layer.lstm, skip=layer.skip), lengths
+    if isinstance(layer, SConvTranspose1d):
+        inner_conv = cast(nn.ConvTranspose1d, layer.convtr.convtr)
+        return conv_transpose_ragged(
+            x,
+            lengths,
+            layer.convtr,
+            kernel_size=inner_conv.kernel_size[0],
+            stride=inner_conv.stride[0],
+            causal=layer.causal,
+            trim_right_ratio=layer.trim_right_ratio,
+        )
+    # Snake keeps its own factors in float32, whatever the rest is in.
+    return layer(x).to(x.dtype), lengths
+
+
+def _conv(layer: Any, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    inner = cast(nn.Conv1d, layer.conv.conv)
+    return conv_ragged(
+        x,
+        lengths,
+        layer.conv,
+        kernel_size=inner.kernel_size[0],
+        stride=inner.stride[0],
+        dilation=inner.dilation[0],
+        pad_mode=layer.pad_mode,
+        causal=layer.causal,
+    )
