@@ -15,14 +15,14 @@ import numpy as np
 
 from pipeline.sample_corpora import music, pictures, speech
 from pipeline.sample_corpora.sentences import all_sentences
-from pipeline.tokenization import ENCODE_BATCH
 from pipeline.tokenizers.base import Medium
 from pipeline.tokenizers.compact import MediaCodec
 from pipeline.tokenizers.compact_image import CompactImage, fit_image
 from pipeline.tokenizers.compact_music import CompactMusic, fit_music
 from pipeline.tokenizers.compact_speech import CompactSpeech, fit_speech
 
-NUM_ITEMS = 2 * ENCODE_BATCH
+_BATCH = 32
+NUM_ITEMS = 2 * _BATCH
 NUM_DECODED = 8
 ROUNDS = 3
 
@@ -77,8 +77,8 @@ def _times(codec: MediaCodec, media: Sequence[Medium]) -> tuple[float, float, fl
 
 
 def _in_batches(codec: MediaCodec, media: Sequence[Medium]) -> None:
-    for start in range(0, len(media), ENCODE_BATCH):
-        codec.encode(media[start : start + ENCODE_BATCH])
+    for start in range(0, len(media), _BATCH):
+        codec.encode(media[start : start + _BATCH])
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -5,7 +5,7 @@ An answer of one modality (:class:`AnswerGrammar`):
     text     text ids until ``<eos>`` or ``</s>``
     image    exactly 32 codes, then the end marker
     speech   codes until the end marker, within a length budget
-    music    the levels in order, frame by frame, the end marker only after a whole frame
+    music    the levels in order, frame by frame, the end marker only after a whole frame; any other sound likewise
 
 An assistant's turn (:class:`TurnGrammar`) is text with media in it, each medium under its own rule, until ``<eos>``.
 Every answer can be decoded. The released code lets any token follow any other (anygpt-compat 7.3).
@@ -22,7 +22,6 @@ import numpy.typing as npt
 
 from shards.vocabulary import Modality, Vocabulary
 
-IMAGE_CODES = 32
 ASSISTANT_END = "<eos>"
 
 Allowed = npt.NDArray[np.bool_]
@@ -58,7 +57,9 @@ class AnswerGrammar:
     def __init__(self, vocabulary: Vocabulary, modality: Modality, budget: LengthBudget) -> None:
         self.vocabulary = vocabulary
         self.modality = modality
-        self.budget = LengthBudget(IMAGE_CODES, IMAGE_CODES) if modality == Modality.IMAGE else budget
+        self.budget = budget
+        if modality != Modality.TEXT and not modality.is_sound:
+            self.budget = LengthBudget(modality.rate.num_frames, modality.rate.num_frames)
         if modality == Modality.TEXT:
             ends = [vocabulary.eos_id]
             ends += [vocabulary.markers[ASSISTANT_END]] if ASSISTANT_END in vocabulary.markers else []

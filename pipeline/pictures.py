@@ -1,8 +1,9 @@
 """Pictures: encoded bytes to the (224, 224, 3) that every picture tokenizer reads.
 
 As AnyGPT's inference does (anygpt-compat 2.1): RGB, squashed to 224 x 224 with Pillow's bicubic filter, no crop. We depart
-from it in what upstream left to chance: the camera's orientation is applied, transparency is laid on white, 16 bits are
-scaled and not clipped, of an animation the first frame is taken. What a file is, its bytes say, never its name.
+from it in what upstream left to chance: the camera's orientation is applied, transparency is laid on white (``drop`` is
+upstream's way: the colours below it come to light, whatever they are), 16 bits are scaled and not clipped, of an
+animation the first frame is taken. What a file is, its bytes say, never its name.
 
 Size is judged from the header, before a pixel is decoded: a picture that claims 25,000 x 25,000 costs nothing.
 """
@@ -38,6 +39,8 @@ class PictureConfig(Config):
     resize: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     orient: bool = True
     """Apply the EXIF orientation."""
+    transparency: Literal["white", "drop"] = "white"
+    """What becomes of it: laid on white, or dropped, which is what gave AnyGPT's own tokens."""
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Larger ones are rejected before they are decoded (``image_too_large``)."""
     min_side: int = Field(default=8, ge=1)
@@ -64,7 +67,7 @@ def decode_picture(data: bytes, config: PictureConfig | None = None) -> Picture:
             image.load()
             if config.orient:
                 image = ImageOps.exif_transpose(image)
-            rgb = _to_rgb(image)
+            rgb = _to_rgb(image, on_white=config.transparency == "white")
         except Image.DecompressionBombError as error:
             raise SampleError("image_too_large", str(error)) from error
         except _DAMAGE as error:
@@ -101,15 +104,15 @@ def _check_size(size: tuple[int, int], config: PictureConfig) -> None:
         raise SampleError("image_aspect_ratio", f"expected at most {config.max_aspect_ratio} : 1, {found}")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB, on white where it is transparent."""
+def _to_rgb(image: Image.Image, *, on_white: bool) -> Image.Image:
+    """Any mode to RGB."""
     if image.mode == "F":
         raise SampleError("image_mode_unsupported", "expected 8 or 16 bits a channel, found floats of unknown range")
     if image.mode in _SIXTEEN_BIT:
         # Pillow's own conversion clips at 255, which turns a 16-bit photograph white.
         wide = np.clip(np.asarray(image).astype(np.int64), 0, 65_535)
         return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
+    if on_white and image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")

@@ -1,9 +1,9 @@
 """Sounds: encoded bytes or long recordings to mono float waves at a tokenizer's sample rate.
 
-One reader, libsndfile (through soundfile), and one resampler, ``torchaudio.functional.resample`` with its defaults:
-another of either moves more codes than half precision does (tokenizers sheet 5.1, 8). Order of steps as upstream
-(anygpt-compat 2.2, 2.3): speech takes the first channel, then resamples; music resamples, then averages channels. What a
-file is, its bytes say, never its name.
+One reader a corpus (:mod:`pipeline.sound_files`), and one resampler, ``torchaudio.functional.resample`` with its
+defaults: another of either moves more codes than half precision does (tokenizers sheet 5.1, 8). Order of steps as
+upstream (anygpt-compat 2.2, 2.3): speech takes the first channel, then resamples; music resamples, then averages
+channels. What a file is, its bytes say, never its name.
 
 A cut of a recording is taken at the recording's own rate and resampled then, so that a segment never depends on what
 surrounds it.
@@ -11,34 +11,27 @@ surrounds it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
-import soundfile
 import torch
-import torchaudio.functional
+import torchaudio.transforms
 from pydantic import Field
 
 from configs.load import Config
 from pipeline.samples import RawMedia
+from pipeline.sound_files import Channels, Reader, read_channels
 from pipeline.tokenizers.base import Wave
 from shards.errors import SampleError
 
-Channels = npt.NDArray[np.float32]
-"""(samples, channels)."""
-
 RESAMPLER = "torchaudio.functional.resample sinc_interp_hann width 6 rolloff 0.99"
-READER = "soundfile"
 SILENCE_PEAK = 10 ** (-60 / 20)
 """Amplitude below which a frame counts as silent: -60 dB of full scale."""
-_BLOCK = 1 << 16
 # The resampler looks a few samples ahead; what is decoded beyond a limit is this much, and cut off again.
 _LOOKAHEAD_S = 0.25
 # Ends of segments are rounded by those who write corpora.
@@ -56,7 +49,11 @@ class SoundConfig(Config):
     min_s: float = Field(default=0.1, ge=0.0)
     """Shorter ones are rejected (``sound_too_short``)."""
     max_s: float = Field(default=90.0, gt=0.0)
-    """Longer ones are rejected (``sound_too_long``); 90 s of speech are a row of 4,500. Music is cut into windows."""
+    """Longer ones are rejected (``sound_too_long``), unless they are cut; 90 s of speech are a row of 4,500."""
+    windowed: bool = False
+    """Cut into windows, as the section ``windows`` says."""
+    reader: Reader = "soundfile"
+    """``pyav`` reads m4a, aac and webm as well, and needs the extra ``av``; see :mod:`pipeline.sound_files`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,27 +71,27 @@ class RecordingCache:
     def __init__(self, *, capacity: int = 1, max_s: float = 8 * 3600.0) -> None:
         self._capacity = capacity
         self._max_s = max_s
-        self._kept: dict[tuple[Path, str], Recording | SampleError] = {}
+        self._kept: dict[tuple[Path, str, Reader], Recording | SampleError] = {}
 
-    def open(self, path: Path, *, channel: str) -> Recording:
+    def open(self, path: Path, *, channel: str, reader: Reader = "soundfile") -> Recording:
         """A recording, decoded or remembered.
 
         Raises:
             SampleError: ``media_missing`` or as :func:`decode_sound`; remembered too, for a broken file has many segments.
         """
-        key = (path, channel)
+        key = (path, channel, reader)
         if key not in self._kept:
             while len(self._kept) >= self._capacity:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = self._read(path, channel)
+            self._kept[key] = self._read(path, channel, reader)
         found = self._kept[key]
         if isinstance(found, SampleError):
             raise SampleError(found.reason, str(found).removeprefix(f"{found.reason}: "))
         return found
 
-    def _read(self, path: Path, channel: str) -> Recording | SampleError:
+    def _read(self, path: Path, channel: str, reader: Reader) -> Recording | SampleError:
         try:
-            return _read_recording(path, channel=channel, max_s=self._max_s)
+            return _read_recording(path, channel=channel, reader=reader, max_s=self._max_s)
         except SampleError as error:
             return error
 
@@ -118,13 +115,16 @@ def decode_sound(
     seconds = len(channels) / rate
     if not len(channels):
         raise SampleError("sound_empty", "expected a sound, found no samples")
-    if not np.isfinite(channels).all():
+    energy = sum(float(np.dot(one, one)) for one in channels.T)
+    # A sum that is neither zero nor infinite vouches for every sample, at a fraction of the price of asking each.
+    in_doubt = not 0.0 < energy < np.inf
+    if in_doubt and not np.isfinite(channels).all():
         raise SampleError("sound_not_finite", "expected finite samples, found NaN or infinity")
     if seconds < config.min_s:
         raise SampleError("sound_too_short", f"expected at least {config.min_s} s, found {seconds:.3f} s")
     if keep_s is None and seconds > config.max_s:
         raise SampleError("sound_too_long", f"expected at most {config.max_s} s, found more")
-    if not channels.any():
+    if in_doubt and not channels.any():
         raise SampleError("sound_silent", f"expected a sound, found {seconds:.1f} s of digital silence")
     wave = to_mono(channels, rate, config)
     return wave if keep_s is None else wave[: round(keep_s * config.sample_rate_hz)]
@@ -140,11 +140,11 @@ def to_mono(channels: Channels, rate: int, config: SoundConfig) -> Wave:
         (samples * sample_rate_hz / rate, rounded up,) float32.
     """
     kept = channels[:, :1] if config.channel == "first" else channels
-    wave = torch.from_numpy(np.ascontiguousarray(kept.T))
+    wave = torch.from_numpy(kept.T)
     if rate != config.sample_rate_hz:
         _check_rate(rate, config.sample_rate_hz)
-        wave = torchaudio.functional.resample(wave, rate, config.sample_rate_hz)
-    return wave.mean(dim=0).numpy() if len(wave) > 1 else wave[0].numpy()
+        wave = _resampler(rate, config.sample_rate_hz)(wave)
+    return wave.mean(dim=0).numpy() if len(wave) > 1 else np.ascontiguousarray(wave[0].numpy())
 
 
 def silence_share(wave: Wave, sample_rate_hz: int, *, frame_s: float = 0.02) -> float:
@@ -159,12 +159,12 @@ def _channels(
 ) -> tuple[Channels, int]:
     """The decoded samples, and their rate."""
     if isinstance(media, RawMedia) and media.path is not None:
-        recording = (cache or RecordingCache()).open(media.path, channel=config.channel)
+        recording = (cache or RecordingCache()).open(media.path, channel=config.channel, reader=config.reader)
         return _cut(recording.channels, recording.sample_rate_hz, media, keep_s), recording.sample_rate_hz
     data = media if isinstance(media, bytes) else media.data
     is_cut = isinstance(media, RawMedia) and (media.begin_s is not None or media.end_s is not None)
     limit_s = None if is_cut else (keep_s if keep_s is not None else config.max_s) + _LOOKAHEAD_S
-    channels, rate = _decode(data, channel=config.channel, limit_s=limit_s)
+    channels, rate = read_channels(data, reader=config.reader, channel=config.channel, limit_s=limit_s)
     return (_cut(channels, rate, media, keep_s) if isinstance(media, RawMedia) and is_cut else channels), rate
 
 
@@ -181,47 +181,21 @@ def _cut(channels: Channels, rate: int, media: RawMedia, keep_s: float | None) -
     return channels[round(begin_s * rate) : round(end_s * rate)]
 
 
-def _read_recording(path: Path, *, channel: str, max_s: float) -> Recording:
+def _read_recording(path: Path, *, channel: str, reader: Reader, max_s: float) -> Recording:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise SampleError("media_missing", f"{path.name}: {type(error).__name__}") from error
-    channels, rate = _decode(data, channel=channel, limit_s=max_s)
+    channels, rate = read_channels(data, reader=reader, channel=channel, limit_s=max_s)
     if len(channels) >= max_s * rate:
         raise SampleError("sound_too_long", f"{path.name}: expected a recording below {max_s:.0f} s, found more")
     return Recording(channels, rate, hashlib.sha256(data).hexdigest())
 
 
-def _decode(data: bytes, *, channel: str, limit_s: float | None) -> tuple[Channels, int]:
-    """Decode block by block: what a header claims about the length is not believed."""
-    if not data:
-        raise SampleError("media_empty", "expected a sound, found no bytes")
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate = int(file.samplerate)
-            blocks = list(_blocks(file, channel, None if limit_s is None else round(limit_s * rate)))
-            width = 1 if channel == "first" else int(file.channels)
-    except soundfile.LibsndfileError as error:
-        raise SampleError(
-            "sound_unreadable", f"expected a sound, found {len(data)} bytes: {error.error_string}"
-        ) from error
-    return np.concatenate(blocks) if blocks else np.zeros((0, width), np.float32), rate
-
-
-def _blocks(file: soundfile.SoundFile, channel: str, limit: int | None) -> Iterator[Channels]:
-    read = 0
-    while limit is None or read < limit:
-        try:
-            block = file.read(_BLOCK if limit is None else min(_BLOCK, limit - read), dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as error:
-            raise SampleError(
-                "sound_truncated", f"expected a whole sound, found damage after {read} samples"
-            ) from error
-        if not len(block):
-            return
-        read += len(block)
-        samples = np.asarray(block, np.float32)
-        yield samples[:, :1].copy() if channel == "first" else samples
+@functools.lru_cache(maxsize=32)
+def _resampler(rate: int, target: int) -> torchaudio.transforms.Resample:
+    """Torchaudio's own filter, kept: the function makes it anew for every sound. In float32, as the function has it."""
+    return torchaudio.transforms.Resample(rate, target, dtype=torch.float32)
 
 
 def _check_rate(rate: int, target: int) -> None:

@@ -1,4 +1,4 @@
-"""What happens to samples in stage A: decode their media, encode them in fixed batches, hold them to Table 1.
+"""What happens to samples in stage A: decode their media, encode them, hold them to Table 1.
 
 Pure functions over iterables; where they run (a Ray actor, a test, a bare loop) is no matter here. This is the only
 place of stage A that catches a sample's failure: ``SampleError`` alone, with its named reason, one ``Reject`` each.
@@ -17,16 +17,13 @@ import numpy as np
 
 from pipeline.samples import Filtered, RawMedia, RawSample, RawText, Reject
 from pipeline.tokenizers.base import MediaTokenizer, Medium
-from shards.errors import SampleError
+from shards.errors import ConfigError, SampleError
 from shards.modality import MEDIA, SOUNDS
 from shards.records import Provenance, Segment, TokenizedSample
 from shards.vocabulary import Codes, Modality
 
 TOKENIZATION_VERSION = 1
 """Raised whenever the same raw sample would become another row; part of every dataset's fingerprint."""
-
-ENCODE_BATCH = 32
-"""Media per call of a codec: fixed, so that codes never depend on how work is spread."""
 
 LEVELS_AT_REST = {modality: modality.rate.levels_at_rest for modality in MEDIA}
 LEVELS_READ = {modality: modality.rate.levels_read for modality in MEDIA}
@@ -120,10 +117,13 @@ def decode_sample(sample: RawSample, decode: DecodeMedia) -> list[DecodedSample]
 
 
 def encode_samples(items: Sequence[Decoded], codecs: Mapping[Modality, MediaTokenizer]) -> Iterator[Encoded]:
-    """Encode in batches of :data:`ENCODE_BATCH` media per modality, in order; check every code against Table 1.
+    """Encode all media of a modality in one call, for codecs cut batches themselves; check every code against Table 1.
 
     Args:
         codecs: a tokenizer for every modality that occurs.
+
+    Raises:
+        ConfigError: one of them is missing.
     """
     codes = _encode_media(items, codecs)
     seen: set[str] = set()
@@ -192,11 +192,11 @@ def _encode_media(items: Sequence[Decoded], codecs: Mapping[Modality, MediaToken
                     waiting.setdefault(segment.modality, []).append((index, position, segment.clip.medium))
     codes: dict[int, dict[int, Codes]] = {}
     for modality, media in waiting.items():
-        for start in range(0, len(media), ENCODE_BATCH):
-            batch = media[start : start + ENCODE_BATCH]
-            encoded = codecs[modality].encode([medium for _, _, medium in batch])
-            for (index, position, _), one in zip(batch, encoded, strict=True):
-                codes.setdefault(index, {})[position] = one
+        if modality not in codecs:
+            raise ConfigError(f"tokenizers.{modality}: expected a codec, for the corpus has {modality}; give its path")
+        encoded = codecs[modality].encode([medium for _, _, medium in media])
+        for (index, position, _), one in zip(media, encoded, strict=True):
+            codes.setdefault(index, {})[position] = one
     return codes
 
 

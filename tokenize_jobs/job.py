@@ -19,7 +19,7 @@ from typing import Any, cast
 import ray.data
 from tqdm import tqdm
 
-from pipeline.media import front_end_facts
+from pipeline.media import check_front_end, front_end_facts
 from pipeline.tokenization import TOKENIZATION_VERSION
 from pipeline.tokenizers.codecs import open_tokenizers
 from shards.manifest import MANIFEST_NAME, write_manifest
@@ -79,7 +79,7 @@ def prepare_job(config: TokenizeConfig, *, limit: int | None = None) -> Job:
 
     Raises:
         ConfigError, CorpusError: the corpus cannot be read.
-        ConfigError: a codec is missing.
+        ConfigError: a codec is missing, or reads another sample rate than the config gives it.
         FingerprintMismatch, DatasetError: ``output`` holds something else.
     """
     units = tuple(plan_units(config, limit=limit))
@@ -95,10 +95,11 @@ def prepare_job(config: TokenizeConfig, *, limit: int | None = None) -> Job:
 def collect_facts(config: TokenizeConfig, *, limit: int | None = None) -> dict[str, Any]:
     """Everything that decides the bytes of a tokenized corpus, without a path of any machine."""
     codecs = open_tokenizers(config.tokenizers)
+    check_front_end(config.media, codecs)
     return {
         "config": config.model_dump(mode="json", exclude=_MACHINE_KEYS | _SAID_ELSEWHERE) | {"limit": limit},
         "tokenizers": {str(modality): codec.fingerprint for modality, codec in sorted(codecs.items())},
-        "front_end": front_end_facts(config.media, config.windows),
+        "front_end": front_end_facts(config.media, config.windows, codecs.keys()),
         "versions": {"format": FORMAT_VERSION, "tokenization": TOKENIZATION_VERSION},
     }
 

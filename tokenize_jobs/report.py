@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from shards.manifest import Manifest, ShardEntry
+from shards.modality import SOUNDS
 from shards.records import FORMAT_VERSION
-from shards.vocabulary import Modality
 from shards.writer import commit_bytes
 from tokenize_jobs.ledger import Entry
 
@@ -32,7 +32,7 @@ def summarize(entries: Sequence[Entry]) -> dict[str, Any]:
         "rejected": _sum(entry.rejected for entry in entries),
         "tokens": _sum(entry.tokens for entry in entries),
         "images": sum(entry.images for entry in entries),
-        "hours": {str(m): round(seconds.get(m, 0.0) / 3600, 6) for m in (Modality.SPEECH, Modality.MUSIC)},
+        "hours": {str(m): round(seconds.get(m, 0.0) / 3600, 6) for m in SOUNDS},
         "units": len(entries),
     }
     left_out = sum(report["filtered"].values()) + sum(report["rejected"].values())
@@ -76,15 +76,18 @@ def read_report(output: Path) -> dict[str, Any] | None:
 
 def format_reports(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """A table for a terminal: one line a corpus, then tokens by modality and what was left out, by reason."""
+    hours = "".join(f"{f'{sound} h':>10}" for sound in SOUNDS)
     lines = [
         f"{'corpus':<20}{'inputs':>10}{'written':>10}{'filtered':>10}{'rejected':>10}"
-        f"{'images':>9}{'speech h':>10}{'music h':>9}{'tokens':>13}{'tokens/s':>11}"
+        f"{'images':>9}{hours}{'tokens':>13}{'tokens/s':>11}"
     ]
     for name, report in reports.items():
         filtered, rejected = sum(report["filtered"].values()), sum(report["rejected"].values())
+        # A report of an older run may not know every sound.
+        hours = "".join(f"{report['hours'].get(sound, 0.0):>10.3f}" for sound in SOUNDS)
         lines.append(
             f"{name:<20}{report['inputs']:>10,}{report['written']:>10,}{filtered:>10,}{rejected:>10,}"
-            f"{report['images']:>9,}{report['hours']['speech']:>10.3f}{report['hours']['music']:>9.3f}"
+            f"{report['images']:>9,}{hours}"
             f"{sum(report['tokens'].values()):>13,}{report['tokens_per_s']:>11,.0f}"
         )
     for title in ("tokens", "filtered", "rejected"):

@@ -100,8 +100,7 @@ def _decode(chosen: Iterable[_Candidate], corpora: Sequence[CorpusConfig], max_s
 
 
 def _longest(config: CorpusConfig, modality: Modality, max_s: float) -> int:
-    sound = config.media.speech if modality is Modality.SPEECH else config.media.music
-    return max(1, round(max_s * sound.sample_rate_hz))
+    return max(1, round(max_s * config.media.sound(modality).sample_rate_hz))
 
 
 def _relative(source: Source, config: CorpusConfig) -> str:

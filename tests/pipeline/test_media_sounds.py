@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,10 +15,19 @@ import torchaudio.functional
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.media import MediaConfig, WindowConfig, cut_windows, front_end_facts, make_decoder
+from configs.load import validate
+from pipeline.media import (
+    MediaConfig,
+    WindowConfig,
+    check_front_end,
+    cut_windows,
+    front_end_facts,
+    make_decoder,
+    sound_defaults,
+)
 from pipeline.samples import RawMedia
 from pipeline.sounds import RecordingCache, SoundConfig, decode_sound, silence_share, to_mono
-from shards.errors import SampleError
+from shards.errors import ConfigError, SampleError
 from shards.vocabulary import Modality
 from tests.fixtures.miniature_corpora import picture, sound, tone
 
@@ -85,7 +95,7 @@ def test_a_prefix_is_the_beginning_of_the_whole():
 def test_a_cut_depends_on_nothing_around_it(begin_s: float, length_s: float):
     samples = np.random.default_rng(1).normal(0, 0.1, (4 * 22_050, 1)).astype(np.float32)
     cache = RecordingCache()
-    cache._kept[(Path("x"), "first")] = _recording(samples, 22_050)
+    cache._kept[(Path("x"), "first", "soundfile")] = _recording(samples, 22_050)
     wave = decode_sound(speech(Path("x"), begin_s, begin_s + length_s), SPEECH, cache=cache)
     begin, end = round(begin_s * 22_050), round((begin_s + length_s) * 22_050)
     assert (wave == to_mono(samples[begin:end], 22_050, SPEECH)).all()
@@ -202,11 +212,50 @@ def test_five_seconds_of_music_are_160_000_samples_from_any_rate():
 def test_every_choice_is_a_fact():
     facts = front_end_facts(MediaConfig(), WindowConfig())
     assert facts["media"]["picture"]["resize"] == "bicubic"
-    assert facts["media"]["speech"] == {"sample_rate_hz": 16_000, "channel": "first", "min_s": 0.1, "max_s": 90.0}
+    assert facts["media"]["speech"] == {
+        "sample_rate_hz": 16_000,
+        "channel": "first",
+        "min_s": 0.1,
+        "max_s": 90.0,
+        "windowed": False,
+        "reader": "soundfile",
+    }
     assert facts["windows"] == {"window_s": 5.0, "max_windows": 1, "min_s": 1.0}
-    assert "torchaudio" in facts["resampler"] and facts["sound_reader"] == "soundfile"
-    other = front_end_facts(MediaConfig(speech=SoundConfig(channel="mean")), WindowConfig())
-    assert other != facts
+    assert "torchaudio" in facts["resampler"]
+    changes = ({"speech": {"channel": "mean"}}, {"music": {"reader": "pyav"}}, {"picture": {"transparency": "drop"}})
+    others = [front_end_facts(MediaConfig.model_validate(change), WindowConfig()) for change in changes]
+    assert all(other != facts for other in others)
+
+
+def test_facts_are_those_of_the_modalities_that_are_tokenized():
+    """A new modality, or another's setting, leaves the fingerprint of a corpus as it was."""
+    facts = front_end_facts(MediaConfig(), WindowConfig(), [Modality.SPEECH])
+    assert set(facts["media"]) == {"speech"} and "windows" not in facts and "picture_formats" not in facts
+    other = MediaConfig.model_validate({"music": {"channel": "first"}, "picture": {"resize": "bilinear"}})
+    assert front_end_facts(other, WindowConfig(max_windows=3), [Modality.SPEECH]) == facts
+    assert set(front_end_facts(MediaConfig(), WindowConfig(), [Modality.IMAGE])["media"]) == {"picture"}
+
+
+def test_a_section_that_names_one_key_keeps_the_defaults_of_its_own_modality():
+    config = validate({"music": {"channel": "first"}, "audio": {"max_s": 3.0}}, MediaConfig, where="x")
+    assert config.sound(Modality.MUSIC) == sound_defaults(Modality.MUSIC).model_copy(update={"channel": "first"})
+    assert config.sound(Modality.AUDIO).sample_rate_hz == 24_000 and config.sound(Modality.AUDIO).windowed
+    assert config.speech == sound_defaults(Modality.SPEECH)
+    assert MediaConfig.model_validate(config.model_dump(mode="json")) == config
+    with pytest.raises(ConfigError, match="did you mean 'audio'"):
+        validate({"audoi": {}}, MediaConfig, where="x")
+    with pytest.raises(ConfigError, match=r"audio\.chanel"):
+        validate({"audio": {"chanel": "first"}}, MediaConfig, where="x")
+
+
+def test_a_codec_of_another_sample_rate_is_named_before_anything_is_read():
+    codecs = {Modality.SPEECH: SimpleNamespace(name="speechtokenizer", sample_rate_hz=16_000)}
+    check_front_end(MediaConfig(), codecs)
+    with pytest.raises(ConfigError, match=r"media\.speech\.sample_rate_hz = 24000.*tokenizers\.speech.*16000"):
+        check_front_end(MediaConfig.model_validate({"speech": {"sample_rate_hz": 24_000}}), codecs)
+    codecs[Modality.SPEECH].sample_rate_hz = 48_000
+    with pytest.raises(ConfigError, match="48000"):
+        check_front_end(MediaConfig(), codecs)
 
 
 def test_the_share_of_silence():

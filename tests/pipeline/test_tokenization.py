@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from pipeline.samples import Filtered, RawMedia, RawSample, RawText, Reject
 from pipeline.tokenization import (
-    ENCODE_BATCH,
     LEVELS_AT_REST,
     SAMPLES_PER_FRAME,
     Clip,
@@ -22,7 +21,8 @@ from pipeline.tokenization import (
     decode_samples,
     encode_samples,
 )
-from shards.errors import SampleError
+from shards.errors import ConfigError, SampleError
+from shards.modality import SOUNDS
 from shards.rates import CODEBOOK_SIZES
 from shards.records import Provenance, TokenizedSample
 from shards.vocabulary import Codes, Modality
@@ -93,7 +93,7 @@ def test_every_input_becomes_exactly_one_row_or_one_named_reason_in_order(fates:
     assert [type(item) for item in encoded] == [kinds.get(fate, Reject) for fate in fates]
 
 
-@given(st.integers(1, 3 * ENCODE_BATCH))
+@given(st.integers(1, 100))
 def test_codes_are_those_of_a_sample_alone_whatever_its_neighbours(count: int) -> None:
     decoded = list(decode_samples([raw_item(number, "good") for number in range(count)], decode_picture))
     together = list(encode_samples(decoded, CODECS))
@@ -103,11 +103,18 @@ def test_codes_are_those_of_a_sample_alone_whatever_its_neighbours(count: int) -
     np.testing.assert_array_equal(alone.segments[1].codes, together[-1].segments[1].codes)
 
 
-def test_batches_are_full_and_follow_the_order_of_inputs() -> None:
+def test_a_codec_gets_all_media_of_a_unit_at_once() -> None:
+    """It knows best how to cut them."""
     codec = HashCodec(Modality.IMAGE)
     decoded = list(decode_samples([raw_item(number, "good") for number in range(70)], decode_picture))
     list(encode_samples(decoded, {Modality.IMAGE: codec}))
-    assert codec.batches == [32, 32, 6]
+    assert codec.batches == [70]
+
+
+def test_a_medium_without_a_codec_is_a_mistake_of_the_config() -> None:
+    decoded = list(decode_samples([raw_item(0, "good")], decode_picture))
+    with pytest.raises(ConfigError, match=r"tokenizers\.image: expected a codec"):
+        list(encode_samples(decoded, {}))
 
 
 def test_rejects_keep_id_reason_message_and_where_it_came_from() -> None:
@@ -127,7 +134,7 @@ def test_rows_keep_text_quality_provenance_and_the_hash_of_the_raw_bytes() -> No
     assert (row.quality, row.provenance, row.split) == ({"score": 0.5}, provenance(3), "train")
 
 
-@given(st.sampled_from([Modality.SPEECH, Modality.MUSIC]), st.integers(1, 200_000))
+@given(st.sampled_from(SOUNDS), st.integers(1, 200_000))
 def test_table_1_holds_for_every_duration_and_one_frame_more_is_a_reject(modality: Modality, num_samples: int) -> None:
     frames = -(-num_samples // SAMPLES_PER_FRAME[modality])
     check_rate(modality, np.zeros((frames, LEVELS_AT_REST[modality]), np.uint16), num_samples)
