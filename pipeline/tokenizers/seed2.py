@@ -12,11 +12,10 @@ layer and the nearest code are float32 always. The way back needs no ViT: codes 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,26 +28,19 @@ from pipeline.tokenizers.codecs import WeightFile
 from pipeline.tokenizers.precision import arithmetic
 from pipeline.tokenizers.rvq import half_norms
 from pipeline.tokenizers.seed2_keys import (
-    QuantizerSizes,
     Unshaped,
-    VisionSizes,
-    quantizer_sizes,
-    read_vision,
-    split_quantizer,
 )
 from pipeline.tokenizers.seed2_network import MEAN, STD, Seed2Decoder, Seed2Encoder, look_up
+from pipeline.tokenizers.seed2_weights import Seed2Weights, read_unshaped, read_weights
 from pipeline.tokenizers.unclip import Painter, PaintSettings, load_painter, picture_seed
 from pipeline.tokenizers.weights import (
     CodecOptions,
     Precision,
     choose_device,
-    flat_state,
-    load_strictly,
-    read_state,
     require_file,
     state_fingerprint,
 )
-from shards.errors import ConfigError, TokenizerError
+from shards.errors import TokenizerError
 from shards.vocabulary import Codes, Modality
 
 Floats = npt.NDArray[np.float32]
@@ -76,7 +68,7 @@ class Options(CodecOptions):
     """Folder of Stable Diffusion 2.1 unCLIP; for painting."""
     config: Path | None = None
     """JSON with what no tensor's shape tells (heads, epsilons), for other models than the published; see
-    :func:`read_unshaped`."""
+    :func:`~pipeline.tokenizers.seed2_weights.read_unshaped`."""
     seed: int = 0
     """With the codes, the seed of a painted picture's noise."""
     steps: int = Field(default=20, ge=1)
@@ -89,22 +81,6 @@ class Options(CodecOptions):
     """Pictures painted at a time."""
     paint_precision: Precision = "fp32"
     """Of unCLIP; no code depends on it. ``fp16`` halves its memory on a GPU."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seed2Weights:
-    """Both halves on the CPU, float32, and what was left of the files.
-
-    Attributes:
-        encoder: None where no ViT was asked for.
-        ignored_keys: of both files, as published.
-    """
-
-    encoder: Seed2Encoder | None
-    decoder: Seed2Decoder
-    sizes: QuantizerSizes
-    unshaped: Unshaped
-    ignored_keys: tuple[str, ...]
 
 
 class Seed2:
@@ -137,7 +113,8 @@ class Seed2:
         self.picture_side = weights.encoder.vision.config.image_size
         self.ignored_keys = weights.ignored_keys
         self.fingerprint = _fingerprint(weights.encoder, weights.unshaped, precision)
-        self._device, self._precision, self._batch_items = device, precision, batch_items
+        self._device, self._batch_items = device, batch_items
+        self._precision: Precision = precision
         encoder = weights.encoder.half_precision() if precision == "fp16" else weights.encoder
         self._encoder = encoder.to(device)
         self._embedder = Embedder(weights.decoder, device=device)
@@ -304,88 +281,8 @@ def load_detokenizer(options: Options) -> Seed2Pictures:
     return Seed2Pictures(embedder, painter, seed=options.seed, batch_items=options.paint_items)
 
 
-def read_weights(quantizer: Path, vit: Path | None, *, unshaped: Unshaped) -> Seed2Weights:
-    """Read and check the files; every needed key of the quantizer's, whichever half is wanted.
-
-    Raises:
-        TokenizerError: naming the key that is missing, misshaped or not known.
-    """
-    state = flat_state(read_state(quantizer), quantizer, nested_under=("model", "module", "state_dict"))
-    where = str(quantizer)
-    sizes = quantizer_sizes(state, where=where)
-    vision = read_vision(vit, unshaped=unshaped) if vit else None
-    if vision and vision.sizes.width != sizes.vision_width:
-        raise TokenizerError(
-            f"{vit}: expected a ViT {sizes.vision_width} wide, as {quantizer.name} wants it, found {vision.sizes.width}"
-        )
-    with torch.device("meta"):
-        # Without a ViT, one of no layers stands in, so that the quantizer's own keys are checked all the same.
-        stand_in = VisionSizes(width=sizes.vision_width, depth=0)
-        encoder = _built(Seed2Encoder, vision.sizes if vision else stand_in, sizes, unshaped)
-        decoder = _built(Seed2Decoder, sizes, unshaped)
-    encoder_state, decoder_state, ignored = split_quantizer(state, encoder, decoder, sizes, where=where)
-    load_strictly(decoder, decoder_state, where=where)
-    decoder.eval().requires_grad_(False)
-    if vision is None:
-        return Seed2Weights(None, decoder, sizes, unshaped, ignored)
-    load_strictly(encoder, encoder_state | {f"vision.{key}": one for key, one in vision.state.items()}, where=where)
-    encoder.eval().requires_grad_(False)
-    return Seed2Weights(encoder, decoder, sizes, unshaped, ignored + vision.ignored)
-
-
-def read_unshaped(path: Path | None) -> Unshaped:
-    """What no shape tells, from a JSON; the published values for what it does not name, or without one.
-
-    Its keys: ``vision.heads``, ``vision.depth``, ``vision.layer_norm_eps``, ``ln_vision_eps``, ``qformer.heads``,
-    ``qformer.layer_norm_eps``, ``image_blocks.heads``, ``image_blocks.layer_norm_eps``; others are not looked at.
-
-    Raises:
-        ConfigError: no such file, no JSON, or a value that is no number.
-    """
-    if path is None:
-        return Unshaped()
-    try:
-        data: Any = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"options.config = {path}: expected a JSON of SEED-2's sizes, found: {error}") from error
-    named = {
-        "vision_heads": ("vision", "heads"),
-        "vision_eps": ("vision", "layer_norm_eps"),
-        "vision_depth": ("vision", "depth"),
-        "ln_vision_eps": ("ln_vision_eps",),
-        "qformer_heads": ("qformer", "heads"),
-        "qformer_eps": ("qformer", "layer_norm_eps"),
-        "image_heads": ("image_blocks", "heads"),
-        "image_eps": ("image_blocks", "layer_norm_eps"),
-    }
-    assert set(named) == {field.name for field in fields(Unshaped)}
-    values = {ours: value for ours, keys in named.items() if (value := _at(data, keys)) is not None}
-    for ours, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ConfigError(
-                f"options.config = {path}: {'.'.join(named[ours])}: expected a positive number, found {value!r}"
-            )
-    return Unshaped(**values)
-
-
-def _at(data: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        data = cast(dict[str, Any], data).get(key) if isinstance(data, dict) else None
-    return data
-
-
 def _quantizer_path(options: Options) -> Path:
     return require_file(options.quantizer, option="options.quantizer", purpose=_QUANTIZER)
-
-
-def _built(kind: Callable[..., Any], *args: object) -> Any:
-    try:
-        return kind(*args)
-    except (ValueError, AssertionError) as error:
-        raise TokenizerError(
-            f"seed2: expected the number of heads to divide the widths of the files, found {error}; for another model than "
-            "the published one options.config must name its heads"
-        ) from error
 
 
 def _compile(encoder: Seed2Encoder, device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:

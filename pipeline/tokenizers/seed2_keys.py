@@ -9,31 +9,24 @@ user finds in the file. What belongs to a part we use and is not known is an err
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isqrt
-from pathlib import Path
-from typing import Any, cast
 
-import torch
-from safetensors import safe_open
 from torch import nn
-from transformers import Blip2VisionConfig
 
-from pipeline.tokenizers.weights import State, check_keys, flat_state, read_state
+from pipeline.tokenizers.weights import State, check_keys
 from shards.errors import TokenizerError
 
-_PUBLISHED_WIDTH, _PUBLISHED_DEPTH = 1408, 39
+PUBLISHED_WIDTH, PUBLISHED_DEPTH = 1408, 39
 
 
 @dataclass(frozen=True, slots=True)
 class VisionSizes:
     """Of a ViT; the defaults are the published EVA-CLIP ViT-g/14 (tokenizers sheet 1.2)."""
 
-    width: int = _PUBLISHED_WIDTH
-    depth: int = _PUBLISHED_DEPTH
+    width: int = PUBLISHED_WIDTH
+    depth: int = PUBLISHED_DEPTH
     mlp: int = 6144
     patch: int = 14
     image_size: int = 224
@@ -43,7 +36,7 @@ class VisionSizes:
 class QuantizerSizes:
     """Of ``seed_quantizer.pt``; the defaults are the published file's."""
 
-    vision_width: int = _PUBLISHED_WIDTH
+    vision_width: int = PUBLISHED_WIDTH
     queries: int = 32
     width: int = 768
     depth: int = 12
@@ -70,19 +63,6 @@ class Unshaped:
     image_eps: float = 1e-6
     vision_depth: int | None = None
     """Blocks that are used; None: 39 of the published width, else one less than an ``eva_vit_g.pth`` holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class VisionWeights:
-    """A ViT by the keys of ``Blip2VisionModel``, without its ``post_layernorm``; float32.
-
-    Attributes:
-        ignored: published keys that are not used.
-    """
-
-    sizes: VisionSizes
-    state: State
-    ignored: tuple[str, ...]
 
 
 # ---- what the files are called ---------------------------------------------------------------------------------------
@@ -116,11 +96,10 @@ _IMAGE_BLOCK = {
     "mlp.fc1": "linear1",
     "mlp.fc2": "linear2",
 }
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
+VIT_BLOCK_NUMBER = re.compile(r"blocks\.(\d+)\.")
 _QFORMER_LAYER = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.")
 _CROSS = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.crossattention\.")
 _IMAGE_LAYER = re.compile(r"blocks_image\.(\d+)\.")
-_VIT_PARTS = re.compile(r"(cls_token|pos_embed)$|patch_embed\.|blocks\.(\d+)\.")
 # Of these parts every key must be known. The Q-Former's text side (``intermediate``, ``output``) is not among them.
 _QUANTIZER_PARTS = re.compile(
     r"(query_tokens|pos_embed_image)$|(ln_vision|quantize|encode_task_layer|decode_task_layer|blocks_image|image_down"
@@ -201,11 +180,11 @@ def quantizer_sizes(state: State, *, where: str) -> QuantizerSizes:
     """
 
     def shape(key: str, ndim: int = 2) -> tuple[int, ...]:
-        return _shape(state, key, ndim, where)
+        return shape_of(state, key, ndim, where)
 
     _, queries, width = shape("query_tokens", 3)
     crossed = sorted({int(match[1]) for key in state if (match := _CROSS.match(key))})
-    depth = _count(state, _QFORMER_LAYER)
+    depth = count_numbered(state, _QFORMER_LAYER)
     codebook_size, code_width = shape("quantize.embedding.weight")
     return QuantizerSizes(
         vision_width=shape("ln_vision.weight", 1)[0],
@@ -216,7 +195,7 @@ def quantizer_sizes(state: State, *, where: str) -> QuantizerSizes:
         mlp=shape("Qformer.bert.encoder.layer.0.intermediate_query.dense.weight")[0],
         codebook_size=codebook_size,
         code_width=code_width,
-        image_depth=_count(state, _IMAGE_LAYER),
+        image_depth=count_numbered(state, _IMAGE_LAYER),
         image_mlp=shape("blocks_image.0.mlp.fc1.weight")[0],
         image_down=(shape("image_down.0.weight")[0], shape("image_down.2.weight")[0], shape("image_down.4.weight")[0]),
         embed_width=shape("distill_image_proj.weight")[0],
@@ -236,119 +215,9 @@ def split_quantizer(
     for module, keys in tables:
         own = module.state_dict()
         expected |= {theirs: tuple(own[ours].shape) for theirs, ours in keys.items()}
-    _check_needed(expected, state, _QUANTIZER_PARTS, where)
+    check_needed(expected, state, _QUANTIZER_PARTS, where)
     parts = [{ours: state[theirs].float() for theirs, ours in keys.items()} for _, keys in tables]
     return parts[0], parts[1], tuple(sorted(set(state) - set(expected)))
-
-
-# ---- the ViT ---------------------------------------------------------------------------------------------------------
-
-
-def read_vision(path: Path, *, unshaped: Unshaped) -> VisionWeights:
-    """A ViT of either source: ``eva_vit_g.pth``, or a BLIP-2 folder or weight file with ``vision_model.*``.
-
-    Raises:
-        TokenizerError: a key is missing, misshaped or not known, or heads and depth are not what the config says.
-    """
-    if path.is_dir():
-        return _from_hf(_read_hf_folder(path), path, unshaped, _hf_config(path))
-    state = flat_state(read_state(path), path, nested_under=("model", "module", "state_dict"))
-    if any(key.endswith("embeddings.patch_embedding.weight") for key in state):
-        return _from_hf(state, path, unshaped, None)
-    return _from_eva(state, path, unshaped)
-
-
-def _from_eva(state: State, path: Path, unshaped: Unshaped) -> VisionWeights:
-    where = str(path)
-    blocks = _count(state, _BLOCK)
-    width, _, patch, _ = _shape(state, "patch_embed.proj.weight", 4, where)
-    published = _PUBLISHED_DEPTH if width == _PUBLISHED_WIDTH else blocks - 1
-    depth = unshaped.vision_depth or published
-    mlp = _shape(state, "blocks.0.mlp.fc1.weight", 2, where)[0]
-    image_size = patch * isqrt(_shape(state, "pos_embed", 3, where)[1] - 1)
-    sizes = VisionSizes(width, depth, mlp, patch, image_size)
-    keys = vision_keys(depth)
-    shapes = _vision_shapes(sizes)
-    expected = {
-        theirs: (width,) if theirs.endswith(("q_bias", "v_bias")) else shapes[ours] for theirs, ours in keys.items()
-    }
-    needed = {key: tensor for key, tensor in state.items() if not _of_later_block(key, depth)}
-    _check_needed(expected, needed, _VIT_PARTS, where)
-    renamed = {ours: state[theirs].float() for theirs, ours in keys.items() if not ours.endswith("qkv.bias")}
-    for n in range(depth):
-        q, v = (state[f"blocks.{n}.attn.{name}_bias"].float() for name in "qv")
-        renamed[f"encoder.layers.{n}.self_attn.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    return VisionWeights(sizes, renamed, tuple(sorted(set(state) - set(expected))))
-
-
-def _from_hf(state: State, path: Path, unshaped: Unshaped, config: Blip2VisionConfig | None) -> VisionWeights:
-    where = str(path)
-    mark = "embeddings.patch_embedding.weight"
-    prefix = next((key.removesuffix(mark) for key in state if key.endswith(mark)), None)
-    if prefix is None:
-        raise TokenizerError(f"{where}: expected the vision part of a BLIP-2 model ({mark}), found {len(state)} others")
-    own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    used = {key: tensor for key, tensor in own.items() if key.startswith(("embeddings.", "encoder."))}
-    width, _, patch, _ = _shape(used, mark, 4, where)
-    depth = _count(used, re.compile(r"encoder\.layers\.(\d+)\."))
-    image_size = patch * isqrt(_shape(used, "embeddings.position_embedding", 3, where)[1] - 1)
-    mlp = _shape(used, "encoder.layers.0.mlp.fc1.weight", 2, where)[0]
-    if config is not None:
-        depth = config.num_hidden_layers
-        if config.num_attention_heads != unshaped.vision_heads:
-            raise TokenizerError(
-                f"{where}/config.json: expected {unshaped.vision_heads} heads in the ViT, found "
-                f"{config.num_attention_heads}; options.config must name the sizes of another model"
-            )
-    wanted = unshaped.vision_depth or (_PUBLISHED_DEPTH if width == _PUBLISHED_WIDTH else depth)
-    if depth != wanted:
-        raise TokenizerError(f"{where}: expected a ViT of {wanted} layers, found {depth}; another layer's features")
-    sizes = VisionSizes(width, depth, mlp, patch, image_size)
-    check_keys(_vision_shapes(sizes), used, where=where)
-    ignored = tuple(sorted(key for key in state if key.removeprefix(prefix) not in used or not key.startswith(prefix)))
-    return VisionWeights(sizes, {key: tensor.float() for key, tensor in used.items()}, ignored)
-
-
-def _read_hf_folder(folder: Path) -> State:
-    """What the vision part needs of a folder's files, and nothing else: such a folder is often 15 GB."""
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / name).is_file():
-            weight_map = cast(dict[str, str], json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"])
-            files = {file for key, file in weight_map.items() if _is_vision(key)}
-            break
-    else:
-        files = {name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()}
-        files = {"model.safetensors"} if "model.safetensors" in files else files
-    if not files:
-        raise TokenizerError(
-            f"{folder}: expected model.safetensors, pytorch_model.bin or an index of shards with vision_model.*, "
-            "found none; options.vit may also name eva_vit_g.pth itself"
-        )
-    state: State = {}
-    for name in sorted(files):
-        if not (folder / name).is_file():
-            raise TokenizerError(f"{folder}: expected the shard {name} that its index names, found none")
-        if name.endswith(".safetensors"):
-            with safe_open(folder / name, framework="pt") as file:
-                state |= {key: file.get_tensor(key) for key in file.keys() if _is_vision(key)}  # noqa: SIM118
-        else:
-            state |= flat_state(read_state(folder / name), folder / name)
-    return {key: tensor for key, tensor in state.items() if _is_vision(key)}
-
-
-def _hf_config(folder: Path) -> Blip2VisionConfig:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise TokenizerError(f"{folder}: expected a config.json beside the weights of a BLIP-2 model, found none")
-    data = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
-    vision = cast(dict[str, Any], data.get("vision_config", data))
-    # A config names only what differs from the class's defaults; other keys than these do not matter here.
-    named = ("num_hidden_layers", "num_attention_heads")
-    return Blip2VisionConfig(**{key: vision[key] for key in named if key in vision})
-
-
-def _is_vision(key: str) -> bool:
-    return "vision_model." in key or key.startswith(("embeddings.", "encoder.layers.", "post_layernorm."))
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
@@ -358,7 +227,7 @@ def _both(theirs: str, ours: str) -> dict[str, str]:
     return {f"{theirs}.{kind}": f"{ours}.{kind}" for kind in ("weight", "bias")}
 
 
-def _vision_shapes(sizes: VisionSizes) -> dict[str, tuple[int, ...]]:
+def vision_shapes(sizes: VisionSizes) -> dict[str, tuple[int, ...]]:
     """By the library's keys, its ``post_layernorm`` left out."""
     width, mlp = sizes.width, sizes.mlp
     block = {
@@ -385,23 +254,24 @@ def _vision_shapes(sizes: VisionSizes) -> dict[str, tuple[int, ...]]:
     return embeddings | {f"encoder.layers.{n}.{key}": shape for n in range(sizes.depth) for key, shape in block.items()}
 
 
-def _check_needed(expected: Mapping[str, tuple[int, ...]], state: State, parts: re.Pattern[str], where: str) -> None:
+def check_needed(expected: Mapping[str, tuple[int, ...]], state: State, parts: re.Pattern[str], where: str) -> None:
     """Strict about the parts that are used: what is missing there, misshaped, or not known."""
     check_keys(
         expected, {key: tensor for key, tensor in state.items() if key in expected or parts.match(key)}, where=where
     )
 
 
-def _of_later_block(key: str, depth: int) -> bool:
-    match = _BLOCK.match(key)
-    return match is not None and int(match[1]) >= depth
-
-
-def _count(state: State, pattern: re.Pattern[str]) -> int:
+def count_numbered(state: State, pattern: re.Pattern[str]) -> int:
+    """One more than the largest number the pattern's group finds: a layer missing in between is found by its keys."""
     return 1 + max((int(match[1]) for key in state if (match := pattern.match(key))), default=-1)
 
 
-def _shape(state: State, key: str, ndim: int, where: str) -> tuple[int, ...]:
+def shape_of(state: State, key: str, ndim: int, where: str) -> tuple[int, ...]:
+    """The shape of one tensor that tells a size.
+
+    Raises:
+        TokenizerError: it is missing, or has another number of axes.
+    """
     if key not in state:
         raise TokenizerError(f"{where}: expected a tensor {key}, found none among {len(state)}; is it the right file?")
     shape = tuple(state[key].shape)

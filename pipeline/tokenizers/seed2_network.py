@@ -60,7 +60,7 @@ class Seed2Encoder(nn.Module):
         """
         queries = self.query_tokens.shape[1]
         mask = causal_mask(queries, features_BPV.dtype, features_BPV.device) if mask is None else mask
-        if not mask.dtype.is_floating_point or tuple(mask.shape[-2:]) != (queries, queries) or mask.ndim != 4:  # noqa: PLR2004
+        if not mask.dtype.is_floating_point or tuple(mask.shape[-2:]) != (queries, queries) or mask.ndim != 4:
             raise ValueError(
                 f"Q-Former mask: expected (1, 1, {queries}, {queries}) additive floats (0 where a query may look), found "
                 f"{tuple(mask.shape)} {mask.dtype}; a bool mask is added as 0 and 1, which changes 96 % of the codes"

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pipeline.tokenizers.base import Medium
@@ -52,7 +53,8 @@ class Painter:
     def __init__(self, pipeline: Any, settings: PaintSettings, *, precision: Precision = "fp32") -> None:
         """``pipeline`` is a ``StableUnCLIPImg2ImgPipeline`` with its text encoder, which is dropped here."""
         self.embedding_width: int = pipeline.image_normalizer.config.embedding_dim
-        self._settings, self._precision = settings, precision
+        self._settings = settings
+        self._precision: Precision = precision
         with torch.inference_mode():
             prompt, negative = pipeline.encode_prompt("", pipeline.device, 1, True)
         pipeline.text_encoder = pipeline.tokenizer = None
@@ -68,7 +70,7 @@ class Painter:
         Raises:
             ValueError: another width, or not as many seeds.
         """
-        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_width or len(seeds) != len(embeddings):  # noqa: PLR2004
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_width or len(seeds) != len(embeddings):
             raise ValueError(
                 f"unclip: expected embeddings (items, {self.embedding_width}) and a seed for each, found "
                 f"{embeddings.shape} and {len(seeds)} seeds"
@@ -120,7 +122,9 @@ def load_painter(folder: Path, settings: PaintSettings, *, device: torch.device,
             "of stable-diffusion-2-1-unclip has one"
         )
     try:
-        from diffusers import StableUnCLIPImg2ImgPipeline
+        from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import (
+            StableUnCLIPImg2ImgPipeline,
+        )
     except ImportError as error:
         raise ConfigError(
             f"options.unclip: expected diffusers, to paint pictures from codes, found: {error}; install the extra "
@@ -133,7 +137,7 @@ def load_painter(folder: Path, settings: PaintSettings, *, device: torch.device,
             local_files_only=True,
             torch_dtype=dtype,
             feature_extractor=None,
-            image_encoder=_stand_in().to(dtype),
+            image_encoder=_stand_in(dtype),
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise TokenizerError(
@@ -144,7 +148,7 @@ def load_painter(folder: Path, settings: PaintSettings, *, device: torch.device,
     return Painter(pipeline.to(device), settings, precision=precision)
 
 
-def _stand_in() -> CLIPVisionModelWithProjection:
+def _stand_in(dtype: torch.dtype) -> nn.Module:
     """The pipeline asks its image encoder for a dtype, nothing else, but does not do without one."""
     config = CLIPVisionConfig(
         hidden_size=8,
@@ -156,4 +160,5 @@ def _stand_in() -> CLIPVisionModelWithProjection:
         patch_size=2,
     )
     with torch.random.fork_rng(devices=[]):
-        return CLIPVisionModelWithProjection(config)
+        model = CLIPVisionModelWithProjection(config)
+    return nn.Module.to(model, dtype)
