@@ -25,8 +25,8 @@ Channels = npt.NDArray[np.float32]
 """(samples, channels)."""
 Reader = Literal["soundfile", "pyav"]
 
-# Numbers a read; libsndfile seeks after each one, and in an mp3 every seek decodes some frames again.
-_BLOCK = 1 << 19
+# Samples of all channels a read.
+_BLOCK = 1 << 16
 # Memory for as much as a header claims, but no more than this before it comes.
 _MOST_CLAIMED = 1 << 22
 # Containers that say how long they are, so that a cut file shows; elsewhere FFmpeg's lengths are guesses.
@@ -64,6 +64,18 @@ def read_channels(data: bytes, *, reader: Reader, channel: str, limit_s: float |
     return read(data, first=channel == "first", limit_s=limit_s)
 
 
+class _OneWay(soundfile.SoundFile):
+    """A file that is read from its start to its end.
+
+    Otherwise soundfile seeks to where it is after every read, and an mp3 loses frames by that: a frame needs bits of
+    those before it, which a seek throws away (at 44.1 kHz, 1.5 % of the samples of blocks of 65,536).
+    """
+
+    def seekable(self) -> bool:
+        """No."""
+        return False
+
+
 class _Samples:
     """Channels side by side, with more room made as samples come."""
 
@@ -88,7 +100,7 @@ class _Samples:
 
 def _read_soundfile(data: bytes, *, first: bool, limit_s: float | None) -> tuple[Channels, int]:
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with _OneWay(io.BytesIO(data)) as file:
             rate, width = int(file.samplerate), int(file.channels)
             limit = None if limit_s is None else round(limit_s * rate)
             kept = 1 if first else width

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.numpy import load_file
 
 from pipeline.pictures import PictureConfig, decode_picture
 from shards.errors import SampleError
@@ -77,6 +80,35 @@ def test_transparency_lies_on_white():
     pixels = decode_picture(encoded(half))
     assert tuple(pixels[112, 20]) == (255, 0, 0)
     assert tuple(pixels[112, 200]) == (255, 255, 255)
+
+
+def test_transparency_can_be_dropped_as_upstream_does():
+    """The colours below it come to light."""
+    hidden = plain((0, 0, 255, 0), "RGBA")
+    data = encoded(hidden)
+    assert tuple(decode_picture(data, PictureConfig(transparency="drop"))[112, 112]) == (0, 0, 255)
+    assert tuple(decode_picture(data, PictureConfig(transparency="white"))[112, 112]) == (255, 255, 255)
+    opaque = encoded(plain((9, 8, 7)))
+    assert (decode_picture(opaque) == decode_picture(opaque, PictureConfig(transparency="drop"))).all()
+
+
+def test_pixels_are_those_of_the_public_code(parity: Path):
+    """All images with upstream's choice; with ours, all but those that are transparent."""
+    config = json.loads((parity / "seed2" / "config.json").read_text(encoding="utf-8"))
+    expected = load_file(parity / "seed2" / "expected.safetensors")["squashed_uint8"]
+    size = expected.shape[1]
+    names = config["images"]
+    assert len(names) == len(expected)
+    for name, pixels in zip(names, expected, strict=True):
+        data = (parity / "seed2" / "images" / f"{name}.png").read_bytes()
+        assert (decode_picture(data, PictureConfig(size=size, transparency="drop")) == pixels).all(), name
+        if not Image.open(io.BytesIO(data)).has_transparency_data:
+            assert (decode_picture(data, PictureConfig(size=size)) == pixels).all(), name
+
+
+def test_a_picture_of_one_pixel_is_a_named_reject():
+    assert reason(encoded(plain((1, 2, 3), size=(1, 1)))) == "image_too_small"
+    assert reason(encoded(plain((1, 2, 3), size=(1, 1)), "JPEG")) == "image_too_small"
 
 
 def test_a_palette_with_a_transparent_color_lies_on_white():
