@@ -14,12 +14,12 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar("Result")
-_MAX_WASTE = 0.25
+MAX_WASTE = 0.25
 """A batch is closed before more than so much of it would be padding."""
 
 
 def plan_batches(
-    lengths: Sequence[int], *, max_items: int, max_total: int, max_waste: float = _MAX_WASTE
+    lengths: Sequence[int], *, max_items: int, max_total: int, max_waste: float = MAX_WASTE
 ) -> list[list[int]]:
     """Indices of every item exactly once, in batches of neighbours in length, the longest first.
 
@@ -29,7 +29,7 @@ def plan_batches(
         lengths: what an item costs, e.g. in samples.
         max_items: of a batch.
         max_total: of items times the longest; a single longer item is a batch of its own.
-        max_waste: share of a batch that may be padding.
+        max_waste: share of a batch that may be padding; 1 for any.
     """
     batches: list[list[int]] = []
     filled = 0

@@ -37,10 +37,10 @@ def walk(
     return x_BCT, lengths_B
 
 
-def split_at_lstm(layers: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
-    """The layers before the first LSTM, and the rest: what a compiler takes whole, and what it does not."""
-    position = next((number for number, layer in enumerate(layers) if isinstance(layer, SLSTM)), len(layers))
-    return layers[:position], layers[position:]
+def split_at_lstm(layers: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[nn.Module]]:
+    """The layers before the LSTM, which a compiler takes whole; the LSTM (none or one); and the layers after it."""
+    positions = [number for number, layer in enumerate(layers) if isinstance(layer, SLSTM)] or [len(layers)]
+    return layers[: positions[0]], layers[positions[0] : positions[0] + 1], layers[positions[0] + 1 :]
 
 
 def fold_weight_norm(module: nn.Module) -> nn.Module:

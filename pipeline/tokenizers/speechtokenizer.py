@@ -32,7 +32,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.tokenizers.base import Medium
-from pipeline.tokenizers.batching import plan_batches, run_batches
+from pipeline.tokenizers.batching import MAX_WASTE, plan_batches, run_batches
 from pipeline.tokenizers.codecs import WeightFile
 from pipeline.tokenizers.precision import arithmetic, encoder_dtype
 from pipeline.tokenizers.ragged import lengths_after
@@ -62,8 +62,10 @@ _RATE = MODALITY.rate
 _NESTED_UNDER = ("generator",)
 _BOTH_WAYS = "encode and decode"
 _PUBLISHED_AS = "ckpt.dev of fnlp/AnyGPT-speech-modules (or SpeechTokenizer.pt of fnlp/SpeechTokenizer)"
-_CPU_FRONT_S = 4.0
-"""On a CPU the convolutions take so much of a batch at a time: what does not fit its cache is slower, not faster."""
+_LSTM_BATCHES = 4
+"""The LSTM of the encoder takes so many batches of the convolutions at once."""
+_CPU_CONV_S = 4.0
+"""On a CPU the convolutions take so much sound at a time: what does not fit its cache is slower, not faster."""
 
 
 class Options(CodecOptions):
@@ -74,7 +76,7 @@ class Options(CodecOptions):
     checkpoint: Path
     """``SpeechTokenizer.pt``, ``ckpt.dev``, or a trainer's ``SpeechTokenizerTrainer_*``."""
     batch_s: float = Field(default=120.0, gt=0.0)
-    """At most so many seconds of sound in one forward pass, padding included."""
+    """At most so many seconds of sound in one pass through the convolutions, padding included."""
 
 
 class NetworkConfig(BaseModel):
@@ -118,7 +120,7 @@ class SpeechTokenizerCodec:
         self._device = choose_device(options.device)
         self._dtype = encoder_dtype(options.precision)
         encoder, decoder = (fold_weight_norm(getattr(model, name)).to(self._device) for name in ("encoder", "decoder"))
-        front, self._back = split_at_lstm(list(cast(Any, _in_dtype(encoder, self._dtype)).model))
+        front, self._lstm, self._back = split_at_lstm(list(cast(Any, _in_dtype(encoder, self._dtype)).model))
         self._front: Callable[..., tuple[torch.Tensor, torch.Tensor]] = lambda x, lengths: walk(front, x, lengths)
         if options.compile:
             self._front = torch.compile(self._front, dynamic=True)
@@ -196,32 +198,34 @@ class SpeechTokenizerCodec:
             return x_B1T
 
         def forward(x_B1T: torch.Tensor, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
-            latents_BDT = self._latents(x_B1T.to(self._dtype), [samples[index] for index in indices])
-            frames = [self.frames_for(samples[index]) for index in indices]
-            clips = [latents[:, :count].t() for latents, count in zip(latents_BDT, frames, strict=True)]
-            return finish(clips)
+            return finish(self._latents(x_B1T.to(self._dtype), [samples[index] for index in indices]))
 
         with torch.inference_mode(), arithmetic(self._options.precision):
-            return run_batches(self._plan(samples), collate, forward, device=self._device)
+            return run_batches(self._plan(samples, _LSTM_BATCHES, max_waste=1.0), collate, forward, device=self._device)
 
-    def _latents(self, x_B1T: torch.Tensor, samples: Sequence[int]) -> torch.Tensor:
-        """(B, D, frames) float32 of clips that are sorted by length, the longest first."""
+    def _latents(self, x_B1T: torch.Tensor, samples: Sequence[int]) -> list[torch.Tensor]:
+        """(frames, D) float32 of each clip; the clips are sorted by length, the longest first.
+
+        Convolutions take neighbours in length at a time, for they compute the padding too. The LSTM takes all together: it
+        computes no padding, and only many clips at a time make its serial steps pay.
+        """
+        frames = [self.frames_for(count) for count in samples]
         lengths_B = torch.tensor(samples).to(self._device, non_blocking=True)
-        parts: list[torch.Tensor] = []
-        for part in self._parts(samples):
-            longest = samples[part.start]
-            hidden, _ = self._front(x_B1T[part, :, :longest], lengths_B[part])
-            parts.append(functional.pad(hidden, (0, self.frames_for(samples[0]) - hidden.shape[-1])))
-        hidden_BCT = parts[0] if len(parts) == 1 else torch.cat(parts)
         frames_B = lengths_after(lengths_B, _RATE.samples_per_frame)
-        return walk(self._back, hidden_BCT, frames_B)[0].float()
+        parts = self._parts(samples)
+        fronts = [self._front(x_B1T[part, :, : samples[part.start]], lengths_B[part])[0] for part in parts]
+        hidden_BCT = torch.cat([functional.pad(one, (0, frames[0] - one.shape[-1])) for one in fronts])
+        hidden_BCT, _ = walk(self._lstm, hidden_BCT, frames_B)
+        latents: list[torch.Tensor] = []
+        for part in parts:
+            y_BDT, _ = walk(self._back, hidden_BCT[part, :, : frames[part.start]], frames_B[part])
+            latents += [y[:, :count].t().float() for y, count in zip(y_BDT, frames[part], strict=True)]
+        return latents
 
     def _parts(self, samples: Sequence[int]) -> list[slice]:
-        """How a batch goes through the convolutions: whole on a GPU, a few seconds at a time on a CPU."""
-        if self._device.type != "cpu":
-            return [slice(0, len(samples))]
-        budget = round(_CPU_FRONT_S * self.sample_rate_hz)
-        groups = plan_batches(samples, max_items=len(samples), max_total=budget)
+        """How the clips of a batch go through the convolutions: by the second on a GPU, by the cache on a CPU."""
+        seconds = self._options.batch_s if self._device.type != "cpu" else min(self._options.batch_s, _CPU_CONV_S)
+        groups = plan_batches(samples, max_items=len(samples), max_total=round(seconds * self.sample_rate_hz))
         return [slice(group[0], group[-1] + 1) for group in groups]
 
     def _quantise(self, clips: Sequence[torch.Tensor]) -> list[npt.NDArray[Any]]:
@@ -235,9 +239,9 @@ class SpeechTokenizerCodec:
         ends = np.cumsum([len(clip) for clip in clips])[:-1]
         return [codes.astype(np.uint16) for codes in np.split(codes_NQ, ends)]
 
-    def _plan(self, samples: Sequence[int]) -> list[list[int]]:
-        budget = round(self._options.batch_s * self.sample_rate_hz)
-        return plan_batches(samples, max_items=self._options.batch_items, max_total=budget)
+    def _plan(self, samples: Sequence[int], times: int = 1, *, max_waste: float = MAX_WASTE) -> list[list[int]]:
+        budget = round(self._options.batch_s * self.sample_rate_hz) * times
+        return plan_batches(samples, max_items=self._options.batch_items, max_total=budget, max_waste=max_waste)
 
 
 def weight_files(options: CodecOptions) -> list[WeightFile]:
