@@ -103,13 +103,17 @@ class SoundStorm(nn.Module):
         """(B, N, Q, K) logits of every level; see :meth:`hidden`. What they say of padding means nothing."""
         return self.logits_from(self.hidden(semantic_BN, codes_BNQ, mask_BN), 0)
 
-    def logits_from(self, hidden_BND: torch.Tensor, first: int) -> torch.Tensor:
-        """(B, N, Q - first, K) logits of all levels from ``first`` on; 0 is the one above the semantic level."""
-        dim = self.config.dim
-        heads = F.linear(hidden_BND, self.heads.weight[first * dim :], self.heads.bias[first * dim :])
-        heads_BNQD = self.logits_norm(heads.unflatten(-1, (-1, dim)))
-        weight = self.logits_weight[first:].to(heads_BNQD.dtype)
-        return torch.einsum("bnqd,qdk->bnqk", heads_BNQD, weight) + self.logits_bias[first:]
+    def logits_from(self, hidden_BND: torch.Tensor, first: int, stop: int | None = None) -> torch.Tensor:
+        """(B, N, stop - first, K) logits of some levels, of all from ``first`` on by default.
+
+        Args:
+            first: 0 is the level above the semantic one.
+        """
+        stop, dim = self.config.num_quantizers if stop is None else stop, self.config.dim
+        rows = slice(first * dim, stop * dim)
+        heads_BNQD = F.linear(hidden_BND, self.heads.weight[rows], self.heads.bias[rows]).unflatten(-1, (-1, dim))
+        logits = torch.einsum("bnqd,qdk->bnqk", self.logits_norm(heads_BNQD), self.logits_weight[first:stop])
+        return logits + self.logits_bias[first:stop]
 
     def level_logits(self, hidden_BND: torch.Tensor, levels_B: torch.Tensor) -> torch.Tensor:
         """(B, N, K) logits of one level of each item: all that training on one level needs.

@@ -119,21 +119,25 @@ def config_from_shapes(shapes: Mapping[str, Shape], layout: Layout, known: Mappi
     """The sizes that the shapes of a published file tell: all but ``heads``, whose product with ``head_dim`` they tell.
 
     Args:
-        known: sizes given elsewhere; ``heads`` (or ``head_dim``) decides the other, the published head_dim otherwise.
+        known: sizes given elsewhere; ``heads`` or ``head_dim`` of them decides the other, else the published head_dim.
 
     Raises:
         KeyError: a tensor that a size is read from is not there.
+        ValueError: heads of that size do not fill the attention, or a tensor has another number of dimensions.
     """
     names = _CONVOLUTION[layout]
     block = f"{_LAYER}.0"
     levels, dim, codes = shapes["net.to_logits.2.weight"]
     inner = shapes[f"{block}.attn.fn.to_q.weight"][0]
-    default = SoundStormConfig.model_fields["head_dim"].default
-    head_dim = inner // known["heads"] if known.get("heads") else known.get("head_dim", min(default, inner))
+    head_dim = inner // known["heads"] if "heads" in known else known.get("head_dim", SoundStormConfig().head_dim)
+    if not head_dim or inner % head_dim or inner // head_dim != known.get("heads", inner // head_dim):
+        raise ValueError(
+            f"expected attention over heads of {head_dim or known['heads']} dimensions, found {inner} dimensions in all"
+        )
     channels, _, kernel = shapes[f"{block}.conv.{names['depthwise']}.weight"]
     return {
         "dim": dim,
-        "depth": 1 + max(int(match[1]) for key in shapes if (match := _BLOCK_KEY.match(key))),
+        "depth": len({match[1] for key in shapes if (match := _BLOCK_KEY.match(key))}),
         "heads": inner // head_dim,
         "head_dim": head_dim,
         "ff_mult": shapes[f"{block}.ff1.fn.fn.net.0.weight"][0] // dim,
