@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     class _Sounds(_Media):
         """A section for every sound modality."""
 
-        speech: SoundConfig
-        music: SoundConfig
+        speech: SoundConfig = SoundConfig()
+        music: SoundConfig = SoundConfig()
 
 else:
     _Sounds = create_model(

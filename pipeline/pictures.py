@@ -66,7 +66,8 @@ def decode_picture(data: bytes, config: PictureConfig | None = None) -> Picture:
             image.seek(0)
             image.load()
             if config.orient:
-                image = ImageOps.exif_transpose(image)
+                # In place: else an image that lies right is copied, which takes a tenth of the time a picture has.
+                ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(image, on_white=config.transparency == "white")
         except Image.DecompressionBombError as error:
             raise SampleError("image_too_large", str(error)) from error
@@ -116,4 +117,5 @@ def _to_rgb(image: Image.Image, *, on_white: bool) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    # A conversion to what it is would be a copy.
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -5,7 +5,9 @@ m4a, aac and webm. The two give other samples for the same file (tokenizers shee
 with or without its first silence), and other samples are other codes: a corpus has one reader, and it is part of its
 fingerprint.
 
-What a header claims about the length is not believed: samples are counted as they come, up to a limit.
+What a header claims about the length is not believed: samples are counted as they come, up to a limit. Fewer than a
+header promised are a cut file. Of an mp3 of varying bit rate without such a header, libsndfile guesses the length and
+reads no further; ``pyav`` reads it to its end.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ _BLOCK = 1 << 16
 # Memory for as much as a header claims, but no more than this before it comes.
 _MOST_CLAIMED = 1 << 22
 # Containers that say how long they are, so that a cut file shows; elsewhere FFmpeg's lengths are guesses.
-_EXACT_LENGTHS = {"mp4", "m4a", "mov", "matroska", "webm"}
+_EXACT_LENGTHS = {"mp4", "m4a", "mov", "matroska", "webm", "flac"}
 _LENGTH_TOLERANCE_S = 0.5
 
 
@@ -110,6 +112,7 @@ def _read_soundfile(data: bytes, *, first: bool, limit_s: float | None) -> tuple
             while limit is None or samples.count < limit:
                 read = _read_block(file, block, samples.count, limit)
                 if not len(read):
+                    _check_count(file, data, samples.count)
                     break
                 samples.append(read.T[:kept])
     except soundfile.LibsndfileError as error:
@@ -123,6 +126,18 @@ def _read_block(file: soundfile.SoundFile, block: Channels, done: int, limit: in
         return np.asarray(file.read(room, out=block[:room]), np.float32)
     except soundfile.LibsndfileError as error:
         raise SampleError("sound_truncated", f"expected a whole sound, found damage after {done} samples") from error
+
+
+def _check_count(file: soundfile.SoundFile, data: bytes, found: int) -> None:
+    """A flac says how many samples it has, and an mp3 with such a header; elsewhere libsndfile counts or guesses."""
+    if file.format == "FLAC":
+        least = int(file.frames)
+    elif file.format == "MP3" and (b"Xing" in data or b"Info" in data):
+        least = int(file.frames) - round(_LENGTH_TOLERANCE_S * int(file.samplerate))
+    else:
+        return
+    if found < least:
+        raise SampleError("sound_truncated", f"expected {int(file.frames)} samples, found {found}")
 
 
 def _read_pyav(data: bytes, *, first: bool, limit_s: float | None) -> tuple[Channels, int]:

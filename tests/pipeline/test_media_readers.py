@@ -103,6 +103,13 @@ def test_a_cut_file_is_a_reject():
     assert reason(webm[: len(webm) // 2], PYAV) == "sound_truncated"
 
 
+@pytest.mark.parametrize(("form", "share"), [("MP3", 0.5), ("FLAC", 0.9), ("FLAC", 0.01)])
+def test_a_cut_file_whose_header_knows_better_is_a_reject(form: str, share: float):
+    data = sound(6.0, 44_100, form=form, channels=2)
+    assert len(decode_sound(data, SoundConfig())) == 96_000
+    assert reason(data[: max(100, int(len(data) * share))], SoundConfig()) == "sound_truncated"
+
+
 def test_what_is_no_sound_has_a_reason():
     av = pytest.importorskip("av")
     assert reason(b"", PYAV) == "media_empty"
