@@ -20,6 +20,8 @@ from configs.load import load_config, read_toml
 from inference.diagnosis import Check, Diagnosis, Examination, attempt
 from inference.doctor_model import diagnose_start
 from inference.doctor_trials import try_codec
+from inference.doctor_vocoder import diagnose_vocoder
+from inference.vocoder import VocoderConfig
 from pipeline.tokenizers import compact
 from pipeline.tokenizers.base import MediaDetokenizer, MediaTokenizer
 from pipeline.tokenizers.codecs import WeightFile, codec_weight_files, read_codec_config
@@ -58,6 +60,8 @@ def diagnose(path: Path, overrides: tuple[str, ...] = (), *, examination: Examin
             the first diagnosis.
     """
     table = read_toml(path) if path.suffix == ".toml" else {"codec": ""}
+    if "soundstorm" in table:
+        return _vocoder(path, overrides, examination)
     if "corpus" in table:
         subjects = _corpus_subjects(path, overrides)
     elif "codec" in table:
@@ -129,6 +133,17 @@ def codec_subjects(path: Path, overrides: tuple[str, ...] = (), modality: Modali
             lambda: module.load_detokenizer(back_options),
         )
     ]
+
+
+def _vocoder(path: Path, overrides: tuple[str, ...], examination: Examination) -> Iterator[Diagnosis]:
+    config = load_config(path, VocoderConfig, overrides)
+    choose_device(config.device)
+    subjects = codec_subjects(config.codec, modality=Modality.SPEECH)
+
+    def codecs() -> list[Diagnosis]:
+        return [diagnose_codec(subject, examination) for subject in subjects]
+
+    return diagnose_vocoder(config, path, examination, diagnose_codecs=codecs)
 
 
 def _corpus_subjects(path: Path, overrides: tuple[str, ...]) -> list[CodecSubject]:
