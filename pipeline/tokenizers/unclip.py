@@ -12,6 +12,8 @@ diffusers is an extra (``unclip``), so it is imported where a folder is loaded.
 from __future__ import annotations
 
 import hashlib
+import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from pipeline.tokenizers.base import Medium
@@ -31,6 +32,8 @@ from shards.errors import ConfigError, TokenizerError
 from shards.vocabulary import Codes
 
 _MAX_BYTE = 255
+_NOT_READ = ("feature_extractor", "image_encoder")
+"""Parts that see pictures; codes bring their embedding along."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +119,7 @@ def load_painter(folder: Path, settings: PaintSettings, *, device: torch.device,
         ConfigError: diffusers is not installed.
         TokenizerError: the folder is not one of an unCLIP pipeline, or a part of it is missing.
     """
-    if not (folder / "model_index.json").is_file():
-        raise TokenizerError(
-            f"options.unclip = {folder}: expected a diffusers folder with model_index.json, found none there; the folder "
-            "of stable-diffusion-2-1-unclip has one"
-        )
+    _check_parts(folder)
     try:
         from diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img import (
             StableUnCLIPImg2ImgPipeline,
@@ -130,15 +129,17 @@ def load_painter(folder: Path, settings: PaintSettings, *, device: torch.device,
             f"options.unclip: expected diffusers, to paint pictures from codes, found: {error}; install the extra "
             "'unclip' of this project"
         ) from error
-    dtype = encoder_dtype(precision)
     try:
-        pipeline: Any = StableUnCLIPImg2ImgPipeline.from_pretrained(
-            folder,
-            local_files_only=True,
-            torch_dtype=dtype,
-            feature_extractor=None,
-            image_encoder=_stand_in(dtype),
-        )
+        with warnings.catch_warnings():
+            # ``torch_dtype`` has another name from 0.42 on; the old one is known to all that the extra allows.
+            warnings.simplefilter("ignore", FutureWarning)
+            pipeline: Any = StableUnCLIPImg2ImgPipeline.from_pretrained(
+                folder,
+                local_files_only=True,
+                torch_dtype=encoder_dtype(precision),
+                feature_extractor=None,
+                image_encoder=_stand_in(),
+            )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise TokenizerError(
             f"options.unclip = {folder}: expected the whole folder of an unCLIP pipeline, found: "
@@ -148,7 +149,27 @@ def load_painter(folder: Path, settings: PaintSettings, *, device: torch.device,
     return Painter(pipeline.to(device), settings, precision=precision)
 
 
-def _stand_in(dtype: torch.dtype) -> nn.Module:
+def _check_parts(folder: Path) -> None:
+    """Each part that the index names must have its folder: a missing tokenizer is otherwise replaced by an empty one."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise TokenizerError(
+            f"options.unclip = {folder}: expected a diffusers folder with model_index.json, found none there; the folder "
+            "of stable-diffusion-2-1-unclip has one"
+        )
+    try:
+        parts: Any = json.loads(index.read_text(encoding="utf-8"))
+        named = [name for name, part in parts.items() if isinstance(part, list) and part[0] is not None]
+    except (OSError, ValueError, AttributeError, IndexError) as error:
+        raise TokenizerError(f"{index}: expected the parts of a pipeline by name, found: {error}") from error
+    missing = [name for name in named if name not in _NOT_READ and not (folder / name).is_dir()]
+    if missing:
+        raise TokenizerError(
+            f"options.unclip = {folder}: expected the whole folder of an unCLIP pipeline, found no {', '.join(missing)}"
+        )
+
+
+def _stand_in() -> CLIPVisionModelWithProjection:
     """The pipeline asks its image encoder for a dtype, nothing else, but does not do without one."""
     config = CLIPVisionConfig(
         hidden_size=8,
@@ -160,5 +181,4 @@ def _stand_in(dtype: torch.dtype) -> nn.Module:
         patch_size=2,
     )
     with torch.random.fork_rng(devices=[]):
-        model = CLIPVisionModelWithProjection(config)
-    return nn.Module.to(model, dtype)
+        return CLIPVisionModelWithProjection(config)
