@@ -72,7 +72,7 @@ def network_config(state: State, layout: Layout, path: Path, config: Path | None
             f"{path}: {error}; give the file's own sizes ('heads' and 'dim_head') in a {CONFIG_NAME} beside it, or name one"
         ) from error
     wrong = [
-        f"{key!r} = {said[key]}, the tensors have {told[key]}"
+        f"{_shown(key)} = {said[key]}, the tensors have {told[key]}"
         for key in sorted(said)
         if key not in _NOT_IN_SHAPES and said[key] != told[key]
     ]
@@ -101,6 +101,11 @@ def read_sizes(path: Path) -> dict[str, Any]:
         raise TokenizerError(f"{path}: expected 'mask_id' = {last}, the code after the last, found {mask_id!r}")
     valid = _config(sizes, path)
     return {name: getattr(valid, name) for name in sizes}
+
+
+def _shown(name: str) -> str:
+    """A size under every name that a JSON may give it."""
+    return " or ".join(repr(one) for one in (*(other for other, own in _OTHER_NAMES.items() if own == name), name))
 
 
 def _config(sizes: dict[str, Any], source: Path) -> SoundStormConfig:
