@@ -136,9 +136,10 @@ def test_a_config_serves_the_modality_of_its_codec(published: Path):
         ("options.batch_items=0", "batch_items"),
     ],
 )
-def test_a_wrong_name_is_told_what_was_meant(published: Path, override: str, words: str):
+def test_a_wrong_name_is_told_what_was_meant(repository: Path, override: str, words: str):
+    config = repository / "configs" / "tokenizers" / "speechtokenizer.toml"
     with pytest.raises(ConfigError, match=words):
-        read_codec_config(published, (override,))
+        read_codec_config(config, (override,))
 
 
 def test_options_are_empty_unless_given():
