@@ -185,9 +185,8 @@ def _medium(modality: Modality, codes: Codes, detokenizers: Mapping[Modality, Me
         picture = cast(Picture, detokenizer.decode([codes])[0])
         uri = data_uri(png_bytes(np.ascontiguousarray(picture[::2, ::2])), "image/png")
         return f"<img src='{uri}' alt='' width='104' height='104'>"
-    if modality == Modality.SPEECH:
-        # What the language model wrote and reads is level 1; the truth is heard the same way.
-        codes = codes[:, :1]
+    # What the language model wrote and reads, of speech level 1; the truth is heard the same way.
+    codes = codes[:, : modality.rate.levels_read]
     if not len(codes):
         return "<em>nothing</em>"
     uri = data_uri(wav_bytes(detokenizer.decode([codes])[0], detokenizer.sample_rate_hz), "audio/wav")

@@ -34,6 +34,8 @@ _MOST_CLAIMED = 1 << 22
 # Containers that say how long they are, so that a cut file shows; elsewhere FFmpeg's lengths are guesses.
 _EXACT_LENGTHS = {"mp4", "m4a", "mov", "matroska", "webm", "flac"}
 _LENGTH_TOLERANCE_S = 0.5
+# FFmpeg keeps the planes of further channels elsewhere, and PyAV 18 reads past the end of those it knows.
+_MOST_CHANNELS = 8
 
 
 def check_reader(reader: Reader) -> None:
@@ -143,10 +145,15 @@ def _check_count(file: soundfile.SoundFile, data: bytes, found: int) -> None:
 def _read_pyav(data: bytes, *, first: bool, limit_s: float | None) -> tuple[Channels, int]:
     av = _import_av()
     try:
-        with av.open(io.BytesIO(data), mode="r") as container:
-            if not container.streams.audio:
-                raise SampleError("sound_unreadable", f"{_found(data)} without a sound in it")
-            stream = container.streams.audio[0]
+        with av.open(io.BytesIO(data), mode="r", metadata_errors="ignore") as container:
+            stream = next(iter(container.streams.audio), None)
+            # Without a decoder a stream has no codec context, and damaged ones have no rate or no channels.
+            if stream is None or not (stream.codec_context and stream.rate and stream.channels):
+                raise SampleError("sound_unreadable", f"{_found(data)} without a sound in it that can be decoded")
+            if stream.channels > _MOST_CHANNELS:
+                raise SampleError(
+                    "sound_unreadable", f"expected at most {_MOST_CHANNELS} channels, found {stream.channels}"
+                )
             rate = int(stream.rate)
             limit = None if limit_s is None else round(limit_s * rate)
             samples = _Samples(1 if first else int(stream.channels), claimed=0)
@@ -155,8 +162,8 @@ def _read_pyav(data: bytes, *, first: bool, limit_s: float | None) -> tuple[Chan
                 if limit is not None and samples.count >= limit:
                     return samples.channels()[:limit], rate
             _check_length(container, stream, samples.count / rate)
-    except av.error.FFmpegError as error:
-        raise SampleError("sound_unreadable", f"{_found(data)}: {error.strerror}") from error
+    except (av.error.FFmpegError, ValueError, ZeroDivisionError) as error:
+        raise SampleError("sound_unreadable", f"{_found(data)}: {error}") from error
     return samples.channels(), rate
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline import sound_files
 from pipeline.media import MediaConfig, WindowConfig, check_front_end, make_decoder
@@ -123,6 +127,34 @@ def test_what_is_no_sound_has_a_reason():
         container.mux(stream.encode(None))
     with pytest.raises(SampleError, match="without a sound in it"):
         decode_sound(file.getvalue(), PYAV)
+
+
+@given(st.sampled_from(["m4a", "aac", "webm", "MP3", "FLAC", "WAV"]), st.sampled_from(["soundfile", "pyav"]), st.data())
+def test_damage_gives_a_wave_or_a_reason(form: str, reader: sound_files.Reader, data: st.DataObject):
+    pytest.importorskip("av")
+    good = intact(form)
+    bad = bytearray(good[: data.draw(st.integers(1, len(good)))] if data.draw(st.booleans()) else good)
+    places = st.integers(0, min(len(bad), data.draw(st.sampled_from([100, 2_000, len(bad)]))) - 1)
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), max_size=8)):
+        bad[place] = value
+    try:
+        assert len(decode_sound(bytes(bad), SoundConfig(reader=reader))) > 0
+    except SampleError as error:
+        assert error.reason.startswith(("sound_", "media_empty"))
+
+
+@functools.cache
+def intact(form: str) -> bytes:
+    return encode(form, 0.6) if form in FORMS else sound(0.6, 44_100, form=form, channels=2)
+
+
+def test_a_file_of_many_channels_is_a_reject_of_pyav():
+    """PyAV reads past the planes of a frame with more than eight, which ends the process."""
+    pytest.importorskip("av")
+    file = io.BytesIO()
+    soundfile.write(file, np.repeat(tone(0.5, 16_000), 25, axis=1), 16_000, format="WAV")
+    assert reason(file.getvalue(), PYAV) == "sound_unreadable"
+    assert len(decode_sound(file.getvalue(), SoundConfig(channel="mean"))) == 8_000
 
 
 def test_a_missing_extra_is_named_up_front(monkeypatch: pytest.MonkeyPatch):
