@@ -10,6 +10,7 @@ user finds in the file. What belongs to a part we use and is not known is an err
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -173,32 +174,40 @@ def published_state(module: nn.Module, keys: Mapping[str, str], prefix: str = ""
 
 
 def quantizer_sizes(state: State, *, where: str) -> QuantizerSizes:
-    """Sizes of a ``seed_quantizer.pt``, each told by one tensor.
+    """Sizes of a ``seed_quantizer.pt``.
 
     Raises:
-        TokenizerError: that tensor is missing.
+        TokenizerError: a tensor that tells one is missing.
     """
 
-    def shape(key: str, ndim: int = 2) -> tuple[int, ...]:
-        return shape_of(state, key, ndim, where)
+    def told(*tellers: tuple[str, int]) -> int:
+        return told_size(state, *tellers, where=where)
 
-    _, queries, width = shape("query_tokens", 3)
-    crossed = sorted({int(match[1]) for key in state if (match := _CROSS.match(key))})
     depth = count_numbered(state, _QFORMER_LAYER)
-    codebook_size, code_width = shape("quantize.embedding.weight")
+    crossed = sorted({int(match[1]) for key in state if (match := _CROSS.match(key))})
+    layer, block = "Qformer.bert.encoder.layer.0", "blocks_image.0"
+    inner, outer = f"{layer}.intermediate_query.dense", f"{layer}.output_query.dense"
     return QuantizerSizes(
-        vision_width=shape("ln_vision.weight", 1)[0],
-        queries=queries,
-        width=width,
+        vision_width=told(
+            ("ln_vision.weight", 0), ("ln_vision.bias", 0), (f"{layer}.crossattention.self.key.weight", 1)
+        ),
+        queries=told(("query_tokens", 1), ("pos_embed_image", 1)),
+        width=told(("query_tokens", 2), ("pos_embed_image", 2), ("encode_task_layer.0.bias", 0)),
         depth=depth,
         cross_every=crossed[1] if len(crossed) > 1 else max(1, depth),
-        mlp=shape("Qformer.bert.encoder.layer.0.intermediate_query.dense.weight")[0],
-        codebook_size=codebook_size,
-        code_width=code_width,
+        mlp=told((f"{inner}.weight", 0), (f"{inner}.bias", 0), (f"{outer}.weight", 1)),
+        codebook_size=told(("quantize.embedding.weight", 0)),
+        code_width=told(
+            ("quantize.embedding.weight", 1), ("encode_task_layer.2.bias", 0), ("decode_task_layer.0.bias", 0)
+        ),
         image_depth=count_numbered(state, _IMAGE_LAYER),
-        image_mlp=shape("blocks_image.0.mlp.fc1.weight")[0],
-        image_down=(shape("image_down.0.weight")[0], shape("image_down.2.weight")[0], shape("image_down.4.weight")[0]),
-        embed_width=shape("distill_image_proj.weight")[0],
+        image_mlp=told((f"{block}.mlp.fc1.weight", 0), (f"{block}.mlp.fc1.bias", 0), (f"{block}.mlp.fc2.weight", 1)),
+        image_down=(
+            told(("image_down.0.weight", 0), ("image_down.2.weight", 1)),
+            told(("image_down.2.weight", 0), ("image_down.4.weight", 1)),
+            told(("image_down.4.weight", 0)),
+        ),
+        embed_width=told(("distill_image_proj.weight", 0), ("distill_image_proj.bias", 0)),
     )
 
 
@@ -266,15 +275,20 @@ def count_numbered(state: State, pattern: re.Pattern[str]) -> int:
     return 1 + max((int(match[1]) for key in state if (match := pattern.match(key))), default=-1)
 
 
-def shape_of(state: State, key: str, ndim: int, where: str) -> tuple[int, ...]:
-    """The shape of one tensor that tells a size.
+def told_size(state: State, *tellers: tuple[str, int], where: str) -> int:
+    """The size that most of some tensors' axes have, so that a single misshaped one is found out and not believed.
 
     Raises:
-        TokenizerError: it is missing, or has another number of axes.
+        TokenizerError: a tensor is missing, or has fewer axes.
     """
-    if key not in state:
-        raise TokenizerError(f"{where}: expected a tensor {key}, found none among {len(state)}; is it the right file?")
-    shape = tuple(state[key].shape)
-    if len(shape) != ndim:
-        raise TokenizerError(f"{where}: expected {key} with {ndim} axes, found the shape {shape}")
-    return shape
+    sizes: list[int] = []
+    for key, axis in tellers:
+        if key not in state:
+            raise TokenizerError(
+                f"{where}: expected a tensor {key}, found none among {len(state)}; is it the right file?"
+            )
+        shape = tuple(state[key].shape)
+        if len(shape) <= axis:
+            raise TokenizerError(f"{where}: expected {key} with more than {axis} axes, found the shape {shape}")
+        sizes.append(shape[axis])
+    return Counter(sizes).most_common(1)[0][0]

@@ -159,10 +159,13 @@ def random_seed2(
     # Flat halves and noise: pictures that differ in more than their noise.
     pictures[::2, : vision.image_size // 2] = pictures[::2, :1, :1]
     with torch.inference_mode():
-        latents = encoder(pictures).flatten(0, 1)
-    spread = torch.randn(encoder.codebook.weight.shape, generator=generator)
-    drawn = torch.randint(0, len(latents), (sizes.codebook_size,), generator=generator)
-    encoder.codebook.weight.copy_(latents[drawn] + 0.5 * latents.std(dim=0) * spread)
+        latents_BQD = encoder(pictures)
+        # As far around a query's latents as these differ from picture to picture: much less than from query to query.
+        spread_QD = latents_BQD.std(dim=0)
+    drawn = torch.randint(0, num_pictures * sizes.queries, (sizes.codebook_size,), generator=generator)
+    noise = torch.randn(encoder.codebook.weight.shape, generator=generator)
+    codebook = latents_BQD.flatten(0, 1)[drawn] + spread_QD[drawn % sizes.queries] * noise
+    encoder.codebook.weight.copy_(codebook)
     decoder.codebook.weight.copy_(encoder.codebook.weight)
     return encoder, decoder
 
@@ -174,6 +177,9 @@ def _fill(name: str, parameter: torch.Tensor, generator: torch.Generator) -> Non
         parameter.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)
     elif name.endswith("bias"):
         parameter.mul_(0.05)
+        if name.endswith("qkv.bias"):
+            # A ViT has no bias on keys; its files do not store one.
+            parameter.chunk(3)[1].zero_()
     elif parameter.ndim > 1 and not name.endswith(("embedding", "tokens")):
         parameter.mul_(1.0 / math.sqrt(parameter[0].numel()))
 

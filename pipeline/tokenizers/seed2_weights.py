@@ -28,8 +28,8 @@ from pipeline.tokenizers.seed2_keys import (
     check_needed,
     count_numbered,
     quantizer_sizes,
-    shape_of,
     split_quantizer,
+    told_size,
     vision_keys,
     vision_shapes,
 )
@@ -158,13 +158,16 @@ def read_vision(path: Path, *, unshaped: Unshaped) -> VisionWeights:
 
 def _from_eva(state: State, path: Path, unshaped: Unshaped) -> VisionWeights:
     where = str(path)
-    blocks = count_numbered(state, VIT_BLOCK_NUMBER)
-    width, _, patch, _ = shape_of(state, "patch_embed.proj.weight", 4, where)
-    published = PUBLISHED_DEPTH if width == PUBLISHED_WIDTH else blocks - 1
+    fc1, fc2 = "blocks.0.mlp.fc1", "blocks.0.mlp.fc2"
+    patch = "patch_embed.proj.weight"
+    width = told_size(state, (patch, 0), ("cls_token", 2), ("pos_embed", 2), where=where)
+    side = told_size(state, (patch, 2), (patch, 3), where=where)
+    # Of the published width the depth is known; of another, the last block in the file is the one not used.
+    published = PUBLISHED_DEPTH if width == PUBLISHED_WIDTH else count_numbered(state, VIT_BLOCK_NUMBER) - 1
     depth = unshaped.vision_depth or published
-    mlp = shape_of(state, "blocks.0.mlp.fc1.weight", 2, where)[0]
-    image_size = patch * isqrt(shape_of(state, "pos_embed", 3, where)[1] - 1)
-    sizes = VisionSizes(width, depth, mlp, patch, image_size)
+    mlp = told_size(state, (f"{fc1}.weight", 0), (f"{fc1}.bias", 0), (f"{fc2}.weight", 1), where=where)
+    image_size = side * isqrt(told_size(state, ("pos_embed", 1), where=where) - 1)
+    sizes = VisionSizes(width, depth, mlp, side, image_size)
     keys = vision_keys(depth)
     shapes = vision_shapes(sizes)
     expected = {
@@ -187,10 +190,12 @@ def _from_hf(state: State, path: Path, unshaped: Unshaped, config: Blip2VisionCo
         raise TokenizerError(f"{where}: expected the vision part of a BLIP-2 model ({mark}), found {len(state)} others")
     own = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     used = {key: tensor for key, tensor in own.items() if key.startswith(("embeddings.", "encoder."))}
-    width, _, patch, _ = shape_of(used, mark, 4, where)
+    positions, fc1 = "embeddings.position_embedding", "encoder.layers.0.mlp.fc1"
+    width = told_size(used, (mark, 0), ("embeddings.class_embedding", 2), (positions, 2), where=where)
+    patch = told_size(used, (mark, 2), (mark, 3), where=where)
     depth = count_numbered(used, _HF_LAYER)
-    image_size = patch * isqrt(shape_of(used, "embeddings.position_embedding", 3, where)[1] - 1)
-    mlp = shape_of(used, "encoder.layers.0.mlp.fc1.weight", 2, where)[0]
+    image_size = patch * isqrt(told_size(used, (positions, 1), where=where) - 1)
+    mlp = told_size(used, (f"{fc1}.weight", 0), (f"{fc1}.bias", 0), where=where)
     if config is not None:
         depth = config.num_hidden_layers
         if config.num_attention_heads != unshaped.vision_heads:
