@@ -103,7 +103,7 @@ def read_state(path: Path) -> Any:
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise TokenizerError(
             f"{path}: expected a weight file, found {_size(path)} bytes that cannot be read as one "
-            f"({str(error).splitlines()[0][:200]}); was the download cut, or is it a pointer file?"
+            f"({(str(error) or type(error).__name__).splitlines()[0][:200]}); was the download cut, or is it a pointer file?"
         ) from error
 
 
