@@ -6,6 +6,7 @@ Equal reports give equal text; timings are the only figures that differ between 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
@@ -23,7 +24,7 @@ from pipeline.tokenizers.spectra import FrontEnd
 from shards.media_files import data_uri, png_bytes, wav_bytes
 from shards.vocabulary import Modality
 
-_WIDTH, _HEIGHT, _LEFT, _FOOT = 260, 120, 30, 16
+_WIDTH, _WIDTH_ALONE, _HEIGHT, _LEFT, _FOOT = 260, 660, 120, 34, 16
 _MEL_BANDS = 80
 _MEL_TOP = 140  # half decibels above the floor
 # Dark to bright, evenly spaced; a spectrogram reads the same on a light and on a dark page.
@@ -44,23 +45,27 @@ def write_codec_page(title: str, reports: Sequence[CodecReport]) -> str:
     return template.substitute(title=escape(title), css=css, body="\n".join(lines))
 
 
-def usage_chart(level: LevelUsage) -> str:
-    """An inline SVG: every code's count, the most frequent first, on a log scale; dashed, all codes equally often."""
-    top = max(1.0, np.log10(max(level.counts, default=1)))
+def usage_chart(level: LevelUsage, *, width: int = _WIDTH) -> str:
+    """An inline SVG: every code's count, the most frequent first, both on a log scale.
+
+    A dashed line says where all counts would be if the codes were equally frequent.
+    """
+    top = max(1.0, math.log10(max(level.counts, default=1)))
     marks: list[str] = []
     for power in range(int(top) + 1):
         y = _y(power, top)
-        marks.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        marks.append(f'<line x1="{_LEFT}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         marks.append(f'<text x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{10**power:,}</text>')
     even = level.num_observed / level.codebook_size
     if even >= 1:
-        y = _y(float(np.log10(even)), top)
-        marks.append(f'<line x1="{_LEFT}" x2="{_WIDTH}" y1="{y:.1f}" y2="{y:.1f}" class="even"/>')
-    marks.append(f'<text x="{_LEFT}" y="{_HEIGHT - 4}">code 1</text>')
-    marks.append(f'<text x="{_WIDTH}" y="{_HEIGHT - 4}" text-anchor="end">{level.codebook_size:,}</text>')
+        y = _y(math.log10(even), top)
+        marks.append(f'<line x1="{_LEFT}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" class="even"/>')
+    for rank in [10**power for power in range(1 + int(math.log10(level.codebook_size)))]:
+        x = _x(rank - 1, level, width)
+        marks.append(f'<text x="{x:.1f}" y="{_HEIGHT - 4}">{rank:,}</text>')
     label = f"level {level.level}: {level.num_used:,} of {level.codebook_size:,} codes used"
-    area = f'<path class="area" d="{_area(level, top)}"/>'
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{area}{"".join(marks)}</svg>'
+    area = f'<path class="area" d="{_area(level, top, width)}"/>'
+    return f'<svg viewBox="0 0 {width} {_HEIGHT}" role="img" aria-label="{label}">{area}{"".join(marks)}</svg>'
 
 
 def spectrogram(wave: Wave, sample_rate_hz: int) -> npt.NDArray[np.uint8]:
@@ -81,21 +86,25 @@ def _css(path: Path) -> str:
 
 
 def _y(power: float, top: float) -> float:
-    """Where 10**power lies; a code that occurs once is still seen."""
-    return (_HEIGHT - _FOOT - 6) * (1 - power / top) + 4
+    """Where a count of 10**power lies; above the bottom, so that a code that occurs once is still seen."""
+    return (_HEIGHT - _FOOT - 10) * (1 - power / top) + 4
 
 
-def _area(level: LevelUsage, top: float) -> str:
+def _x(codes_before: int, level: LevelUsage, width: int) -> float:
+    """The left edge of the bar of the code that so many are more frequent than."""
+    return _LEFT + (width - _LEFT) * math.log(codes_before + 1) / math.log(level.codebook_size + 1)
+
+
+def _area(level: LevelUsage, top: float, width: int) -> str:
     """Steps, one for every run of equal counts: a codebook of 8,192 takes a few hundred characters."""
-    scale = (_WIDTH - _LEFT) / level.codebook_size
-    bottom, x = _HEIGHT - _FOOT, float(_LEFT)
-    parts = [f"M{x:.1f} {bottom}"]
+    bottom, rank = _HEIGHT - _FOOT, 0
+    parts = [f"M{_LEFT} {bottom}"]
     for count, run in groupby(level.counts):
-        y = _y(float(np.log10(count)), top)
-        parts.append(f"L{x:.1f} {y:.1f}")
-        x += scale * len(list(run))
-        parts.append(f"L{x:.1f} {y:.1f}")
-    return " ".join([*parts, f"L{x:.1f} {bottom}Z"])
+        y = _y(math.log10(count), top)
+        parts.append(f"L{_x(rank, level, width):.1f} {y:.1f}")
+        rank += len(list(run))
+        parts.append(f"L{_x(rank, level, width):.1f} {y:.1f}")
+    return " ".join([*parts, f"L{_x(rank, level, width):.1f} {bottom}Z"])
 
 
 def _overview(reports: Sequence[CodecReport]) -> str:
@@ -118,10 +127,10 @@ def _overview(reports: Sequence[CodecReport]) -> str:
 def _section(report: CodecReport) -> str:
     colour = report.modality if report.modality in ("image", "speech", "music", "audio") else "other"
     facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in _facts(report))
-    alone = " alone" if len(report.levels) == 1 else ""
+    alone, width = (" alone", _WIDTH_ALONE) if len(report.levels) == 1 else ("", _WIDTH)
     charts = "".join(
         f"<div><b>level {level.level}</b> <span class='quiet'>{level.num_used:,} of {level.codebook_size:,} codes, "
-        f"{level.entropy_bits:.2f} bits</span>{usage_chart(level)}</div>"
+        f"{level.entropy_bits:.2f} bits</span>{usage_chart(level, width=width)}</div>"
         for level in report.levels
     )
     kind = "pictures" if report.modality is Modality.IMAGE else "sounds"
@@ -134,7 +143,7 @@ def _section(report: CodecReport) -> str:
         _quality_table(report),
         f'<h3>Code usage by level</h3>{_levels_table(report)}<p class="quiet">{_caveat(report)}</p>',
         f'<h3>Codes by frequency</h3><div class="levels{alone}">{charts}</div>',
-        '<p class="quiet">How often each code occurs, on a log scale, the most frequent first. '
+        '<p class="quiet">Up: how often a code occurs. Across: its place, the most frequent first. Both on log scales. '
         "Dashed: all codes equally often, where that is once or more.</p>",
         f'<h3>{_heading(report)}</h3><div class="items {kind}">{items}</div>',
     ]
@@ -154,7 +163,7 @@ def _described(report: CodecReport) -> str:
 
 
 def _facts(report: CodecReport) -> Iterator[tuple[str, str]]:
-    per, speed = _per(report), "× real time" if report.media_s else " pictures/s"
+    per, speed = _per(report), "×\N{NO-BREAK SPACE}real time" if report.media_s else " pictures/s"
     yield "items", f"{report.num_items:,}"
     if report.media_s:
         yield "sound", f"{report.media_s:,.1f} s"

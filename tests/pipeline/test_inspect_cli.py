@@ -14,10 +14,11 @@ from PIL import Image
 from pipeline import inspect_cli
 from pipeline.text import load_text_tokenizer
 from pipeline.text_training import train_text_tokenizer
+from pipeline.tokenizers.codecs import open_detokenizer
 from pipeline.tokenizers.compact import load_codec, save_family
 from pipeline.tokenizers.compact_image import fit_image
 from pipeline.vocabularies import load_vocabulary
-from shards.manifest import Manifest, ShardEntry, write_manifest
+from shards.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from shards.packed import FORMAT_VERSION, PackedRow, Placement, write_packed_shard
 from shards.records import FORMAT_VERSION as SAMPLES_VERSION
 from shards.records import Provenance, Segment, TokenizedSample, samples_to_table
@@ -99,6 +100,33 @@ def test_another_codec_is_refused(made: Path, tmp_path: Path, capsys: pytest.Cap
     save_family(tmp_path / "other.safetensors", {Modality.IMAGE: fit_image(other)}, config={})
     assert inspect_cli.inspect([str(made / "samples"), "--codecs", str(tmp_path / "other.safetensors")]) == 1
     assert "give the file they were made with" in capsys.readouterr().err
+
+
+def test_of_several_codecs_the_fingerprint_decides(made: Path, tmp_path: Path) -> None:
+    other = np.stack([_picture(shade)[::-1] // 2 for shade in range(0, 200, 10)])
+    save_family(tmp_path / "other.safetensors", {Modality.IMAGE: fit_image(other)}, config={})
+    config = tmp_path / "speech.toml"
+    # Its weights are not there, and never missed: the dataset has no speech.
+    config.write_text(
+        'codec = "speechtokenizer"\noptions = {config = "absent.json", checkpoint = "absent.dev"}\n', encoding="utf-8"
+    )
+    given = [tmp_path / "other.safetensors", config, made / "codecs.safetensors"]
+    found = inspect_cli.open_detokenizers(read_manifest(made / "samples"), given)
+    assert list(found) == ["image"]
+    assert found["image"] is open_detokenizer(made / "codecs.safetensors", Modality.IMAGE)
+
+
+def test_a_codec_config_opens_the_way_back_of_its_codes(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A config of published weights, whose fingerprint is known once its tokenizer is open."""
+    config = tmp_path / "seed2.toml"
+    config.write_text('codec = "seed2"\n', encoding="utf-8")
+    codec = load_codec(made / "codecs.safetensors", Modality.IMAGE)
+    monkeypatch.setattr(inspect_cli, "open_tokenizer", lambda path, modality: codec)
+    monkeypatch.setattr(inspect_cli, "open_detokenizer", lambda path, modality: (path, modality))
+    found = inspect_cli.open_detokenizers(read_manifest(made / "samples"), [config])
+    assert found == {"image": (config, Modality.IMAGE)}
 
 
 def test_a_folder_that_is_no_dataset_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
