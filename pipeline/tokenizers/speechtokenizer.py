@@ -8,6 +8,9 @@ under ``generator``, with ELU or with Snake (AnyGPT's own). What the package doe
 * weight norm folded once, half precision for the encoder if asked for, never for the codebooks (``rvq``);
 * a checkpoint whose codebooks were never filled is refused: the package would give zeros for every sound.
 
+Codes are the same alone and in any batch in float32, but for two codes that float32 cannot tell apart; with ``fp16``, rounding
+depends on the shape of a batch, and so do the few codes that it changes.
+
 The package's ``encode(st=1)`` quantises the sound, not what level 1 leaves over, and is never used. Decoding walks the
 decoder in the same exact way, so clips of different lengths are decoded together too.
 

@@ -412,6 +412,4 @@ def test_parity_of_codes_latents_and_waves(parity: Path, file: str):
 
 
 def _write_config(folder: Path, content: Any) -> None:
-    import json
-
     (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
