@@ -1,6 +1,6 @@
 """SpeechTokenizer (Zhang et al. 2023, arXiv:2308.16692): speech at 50 frames a second, 8 levels of 1,024 codes.
 
-Level 1 is what the language model reads; all 8 are kept at rest. The network is the ``speechtokenizer`` package's; it loads
+Level 1 is what the language model reads; all 8 are kept at rest. The network is the ``speechtokenizer`` package's. It takes
 ``config.json`` and a checkpoint as published: flat (``SpeechTokenizer.pt``, AnyGPT's ``ckpt.dev``) or nested by the trainer
 under ``generator``, with ELU or with Snake (AnyGPT's own). What the package does not do is done here:
 
@@ -8,8 +8,8 @@ under ``generator``, with ELU or with Snake (AnyGPT's own). What the package doe
 * weight norm folded once, half precision for the encoder if asked for, never for the codebooks (``rvq``);
 * a checkpoint whose codebooks were never filled is refused: the package would give zeros for every sound.
 
-Codes are the same alone and in any batch in float32, but for two codes that float32 cannot tell apart; with ``fp16``, rounding
-depends on the shape of a batch, and so do the few codes that it changes.
+In float32 codes are the same alone and in any batch, but for two codes that float32 cannot tell apart; with ``fp16``,
+rounding depends on the shape of a batch, and so do the few codes that it changes.
 
 The package's ``encode(st=1)`` quantises the sound, not what level 1 leaves over, and is never used. Decoding walks the
 decoder in the same exact way, so clips of different lengths are decoded together too.
