@@ -88,9 +88,6 @@ def watched() -> WatchedNetwork:
     return made
 
 
-# The sampler
-
-
 @settings(max_examples=6, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 40), st.integers(0, 20)), min_size=2, max_size=4),
@@ -241,9 +238,6 @@ def test_parity_compat_samples_are_upstreams(parity: Path, result: str) -> None:
             noise=no_noise if name.endswith("zero_noise") else gumbel_noise,
         )
         assert np.array_equal(found, expected[name][0].numpy()), file.name
-
-
-# The vocoder
 
 
 @functools.cache
