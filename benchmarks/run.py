@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_NOT_BENCHMARKS = {"run", "__init__"}
+_NOT_BENCHMARKS = {"run", "__init__", "full_size"}
 
 
 def names() -> list[str]:

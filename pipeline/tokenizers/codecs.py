@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -35,7 +36,7 @@ from shards.errors import ConfigError
 from shards.vocabulary import Modality
 
 _PACKAGE = "pipeline.tokenizers"
-_MARK = "class Options(CodecOptions)"
+_MARK = re.compile(r"^class Options\(\w*CodecOptions\)", re.MULTILINE)
 
 
 class CodecConfig(Config):
@@ -121,7 +122,7 @@ def read_codec_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Modu
 def codec_names() -> list[str]:
     """Codecs of published weights, in alphabetical order; told by their text, for importing them takes seconds."""
     folder = Path(__file__).parent
-    return sorted(path.stem for path in folder.glob("*.py") if f"\n{_MARK}" in path.read_text(encoding="utf-8"))
+    return sorted(path.stem for path in folder.glob("*.py") if _MARK.search(path.read_text(encoding="utf-8")))
 
 
 def _is_config(path: Path) -> bool:

@@ -209,6 +209,8 @@ class Seed2Pictures:
     name = "seed2"
     modality = MODALITY
     sample_rate_hz = 0
+    generative = True
+    """What it paints shows what the codes mean, not the pixels they came from: no error of pixels is of use."""
 
     def __init__(self, embedder: Embedder, painter: Painter, *, seed: int, batch_items: int) -> None:
         if painter.embedding_width != embedder.width:

@@ -4,47 +4,35 @@ Level 1 is what the language model reads; all 8 are kept at rest. The network is
 ``config.json`` and a checkpoint as published: flat (``SpeechTokenizer.pt``, AnyGPT's ``ckpt.dev``) or nested by the trainer
 under ``generator``, with ELU or with Snake (AnyGPT's own). What the package does not do is done here:
 
-* any number of clips of any lengths in batches by audio seconds, each with the codes it has alone (``ragged``, ``seanet``);
-* weight norm folded once, half precision for the encoder if asked for, never for the codebooks (``rvq``);
+* any number of clips of any lengths in batches, each with the codes it has alone (``sound_codec``, ``seanet``);
+* weight norm folded once, half precision for the encoder if asked for, never for the codebooks;
 * a checkpoint whose codebooks were never filled is refused: the package would give zeros for every sound.
 
-In float32 codes are the same alone and in any batch, but for two codes that float32 cannot tell apart; with ``fp16``,
-rounding depends on the shape of a batch, and so do the few codes that it changes.
+The package's ``encode(st=1)`` quantises the sound, not what level 1 leaves over, and is never used.
 
-The package's ``encode(st=1)`` quantises the sound, not what level 1 leaves over, and is never used. Decoding walks the
-decoder in the same exact way, so clips of different lengths are decoded together too.
-
-Letters: B clips, T the longest length, D latent width, Q levels, K codes of a level.
+Letters: Q levels, K codes of a level, D latent width.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from speechtokenizer import SpeechTokenizer
 from speechtokenizer.modules.seanet import Snake1d
 from torch import nn
-from torch.nn import functional
 
-from pipeline.tokenizers.base import Medium
-from pipeline.tokenizers.batching import MAX_WASTE, plan_batches, run_batches
 from pipeline.tokenizers.codecs import WeightFile
-from pipeline.tokenizers.precision import arithmetic, encoder_dtype
-from pipeline.tokenizers.ragged import lengths_after
-from pipeline.tokenizers.rvq import decode_residual, encode_residual, half_norms
+from pipeline.tokenizers.precision import encoder_dtype
 from pipeline.tokenizers.seanet import fold_weight_norm, split_at_lstm, walk
-from pipeline.tokenizers.sounds import checked_codes, checked_wave
+from pipeline.tokenizers.sound_codec import SoundCodec, SoundCodecOptions, SoundNetwork
 from pipeline.tokenizers.weights import (
     CodecOptions,
-    choose_device,
+    Precision,
     flat_state,
     load_strictly,
     read_state,
@@ -53,10 +41,6 @@ from pipeline.tokenizers.weights import (
 )
 from shards.errors import TokenizerError
 from shards.modality import Modality
-from shards.vocabulary import Codes
-
-Latents = npt.NDArray[np.float32]
-"""(frames, D)."""
 
 MODALITY = Modality.SPEECH
 CODE_VERSION = 1
@@ -65,21 +49,15 @@ _RATE = MODALITY.rate
 _NESTED_UNDER = ("generator",)
 _BOTH_WAYS = "encode and decode"
 _PUBLISHED_AS = "ckpt.dev of fnlp/AnyGPT-speech-modules (or SpeechTokenizer.pt of fnlp/SpeechTokenizer)"
-_LSTM_BATCHES = 4
-"""The LSTM of the encoder takes so many batches of the convolutions at once."""
-_CPU_CONV_S = 4.0
-"""On a CPU the convolutions take so much sound at a time: what does not fit its cache is slower, not faster."""
 
 
-class Options(CodecOptions):
+class Options(SoundCodecOptions):
     """Files and batches of SpeechTokenizer."""
 
     config: Path
     """``config.json`` beside the checkpoint."""
     checkpoint: Path
     """``SpeechTokenizer.pt``, ``ckpt.dev``, or a trainer's ``SpeechTokenizerTrainer_*``."""
-    batch_s: float = Field(default=120.0, gt=0.0)
-    """At most so many seconds of sound in one pass through the convolutions, padding included."""
 
 
 class NetworkConfig(BaseModel):
@@ -102,151 +80,6 @@ class NetworkConfig(BaseModel):
     sample_rate: int
 
 
-class SpeechTokenizerCodec:
-    """Speech codec; implements ``MediaTokenizer`` and ``MediaDetokenizer``."""
-
-    name = _NAME
-    modality = MODALITY
-    codebook_size = _RATE.codebook_size
-    levels = _RATE.levels_at_rest
-    sample_rate_hz = _RATE.sample_rate_hz
-    frame_rate_hz = _RATE.frame_rate_hz
-
-    def __init__(self, model: nn.Module, options: Options, *, fingerprint: str) -> None:
-        """Take over a loaded model, which is changed: folded, and moved to the device.
-
-        Args:
-            model: of :func:`load_model`.
-        """
-        self.fingerprint = fingerprint
-        self._options = options
-        self._device = choose_device(options.device)
-        self._dtype = encoder_dtype(options.precision)
-        encoder, decoder = (fold_weight_norm(getattr(model, name)).to(self._device) for name in ("encoder", "decoder"))
-        front, self._lstm, self._back = split_at_lstm(list(cast(Any, _in_dtype(encoder, self._dtype)).model))
-        self._front: Callable[..., tuple[torch.Tensor, torch.Tensor]] = lambda x, lengths: walk(front, x, lengths)
-        if options.compile:
-            self._front = torch.compile(self._front, dynamic=True)
-        self._decoder = cast(nn.Sequential, decoder.model)
-        self._codebooks_QKD = _codebooks(model).to(self._device)
-        self._half_norms_QK = half_norms(self._codebooks_QKD)
-        # One code more, of nothing: what a clip has no code for adds nothing.
-        self._padded_codebooks = functional.pad(self._codebooks_QKD, (0, 0, 0, 1))
-
-    def frames_for(self, num_samples: int) -> int:
-        """ceil(num_samples / 320)."""
-        return _RATE.frames_for(num_samples)
-
-    def encode(self, batch: Sequence[Medium]) -> list[Codes]:
-        """(frames, 8) codes per wave of (samples,) float32 at 16 kHz.
-
-        Raises:
-            ValueError: wrong shape or dtype, a value that is no number, or an empty sound.
-            TokenizerError: the encoder overflowed, which only half precision can.
-        """
-        return self._encode(batch, self._quantise)
-
-    def latents(self, batch: Sequence[Medium]) -> list[Latents]:
-        """(frames, D) float32 per wave: what :meth:`encode` quantises."""
-        return self._encode(batch, _as_arrays)
-
-    def decode(self, batch: Sequence[Codes]) -> list[Medium]:
-        """(frames * 320,) float32 per item, from all levels or from the first ones only.
-
-        Raises:
-            ValueError: not (frames, 1 to 8), or a code out of range.
-        """
-        return self.decode_levels(batch, first_level=0)
-
-    def decode_levels(self, batch: Sequence[Codes], *, first_level: int) -> list[Medium]:
-        """As :meth:`decode`, but the codes are of ``first_level`` (from 0) and those above it.
-
-        Raises:
-            ValueError: not (frames, 1 to 8 - first_level), or a code out of range.
-        """
-        items = [
-            checked_codes(codes, levels=self.levels - first_level, codebook_size=self.codebook_size, name=self.name)
-            for codes in batch
-        ]
-        samples = [len(codes) * _RATE.samples_per_frame for codes in items]
-
-        def collate(indices: Sequence[int]) -> torch.Tensor:
-            longest = max(len(items[index]) for index in indices)
-            codes_BTQ = torch.full((len(indices), longest, self.levels), self.codebook_size)
-            for row, index in zip(codes_BTQ, indices, strict=True):
-                codes = torch.from_numpy(items[index].astype(np.int64))
-                row[: len(codes), first_level : first_level + codes.shape[1]] = codes
-            return codes_BTQ
-
-        def forward(codes_BTQ: torch.Tensor, indices: Sequence[int]) -> list[Medium]:
-            latents_BDT = decode_residual(codes_BTQ, self._padded_codebooks).transpose(1, 2)
-            frames_B = torch.tensor([len(items[index]) for index in indices]).to(self._device, non_blocking=True)
-            waves = walk(self._decoder, latents_BDT, frames_B)[0].cpu().numpy()
-            return [wave[0, : samples[index]].copy() for wave, index in zip(waves, indices, strict=True)]
-
-        with torch.inference_mode(), arithmetic(self._options.precision):
-            return run_batches(self._plan(samples), collate, forward, device=self._device)
-
-    def _encode(
-        self, batch: Sequence[Medium], finish: Callable[[Sequence[torch.Tensor]], list[npt.NDArray[Any]]]
-    ) -> list[npt.NDArray[Any]]:
-        """Encode in batches; ``finish`` is given the latents (frames, D) of each clip of one."""
-        waves = [checked_wave(wave, self.name) for wave in batch]
-        samples = [len(wave) for wave in waves]
-
-        def collate(indices: Sequence[int]) -> torch.Tensor:
-            x_B1T = torch.zeros(len(indices), 1, max(samples[index] for index in indices))
-            for row, index in zip(x_B1T, indices, strict=True):
-                row[0, : samples[index]] = torch.from_numpy(waves[index])
-            return x_B1T
-
-        def forward(x_B1T: torch.Tensor, indices: Sequence[int]) -> list[npt.NDArray[Any]]:
-            return finish(self._latents(x_B1T.to(self._dtype), [samples[index] for index in indices]))
-
-        with torch.inference_mode(), arithmetic(self._options.precision):
-            return run_batches(self._plan(samples, _LSTM_BATCHES, max_waste=1.0), collate, forward, device=self._device)
-
-    def _latents(self, x_B1T: torch.Tensor, samples: Sequence[int]) -> list[torch.Tensor]:
-        """(frames, D) float32 of each clip; the clips are sorted by length, the longest first.
-
-        Convolutions take neighbours in length at a time, for they compute the padding too. The LSTM takes all together: it
-        computes no padding, and only many clips at a time make its serial steps pay.
-        """
-        frames = [self.frames_for(count) for count in samples]
-        lengths_B = torch.tensor(samples).to(self._device, non_blocking=True)
-        frames_B = lengths_after(lengths_B, _RATE.samples_per_frame)
-        parts = self._parts(samples)
-        fronts = [self._front(x_B1T[part, :, : samples[part.start]], lengths_B[part])[0] for part in parts]
-        hidden_BCT = torch.cat([functional.pad(one, (0, frames[0] - one.shape[-1])) for one in fronts])
-        hidden_BCT, _ = walk(self._lstm, hidden_BCT, frames_B)
-        latents: list[torch.Tensor] = []
-        for part in parts:
-            y_BDT, _ = walk(self._back, hidden_BCT[part, :, : frames[part.start]], frames_B[part])
-            latents += [y[:, :count].t().float() for y, count in zip(y_BDT, frames[part], strict=True)]
-        return latents
-
-    def _parts(self, samples: Sequence[int]) -> list[slice]:
-        """How the clips of a batch go through the convolutions: by the second on a GPU, by the cache on a CPU."""
-        seconds = self._options.batch_s if self._device.type != "cpu" else min(self._options.batch_s, _CPU_CONV_S)
-        groups = plan_batches(samples, max_items=len(samples), max_total=round(seconds * self.sample_rate_hz))
-        return [slice(group[0], group[-1] + 1) for group in groups]
-
-    def _quantise(self, clips: Sequence[torch.Tensor]) -> list[npt.NDArray[Any]]:
-        latents_ND = torch.cat(list(clips))
-        if not bool(latents_ND.isfinite().all()):
-            raise TokenizerError(
-                f"{self.name}: expected finite latents, found an overflow with precision = {self._options.precision!r}; "
-                "use fp32 or tf32"
-            )
-        codes_NQ = encode_residual(latents_ND, self._codebooks_QKD, self._half_norms_QK).cpu().numpy()
-        ends = np.cumsum([len(clip) for clip in clips])[:-1]
-        return [codes.astype(np.uint16) for codes in np.split(codes_NQ, ends)]
-
-    def _plan(self, samples: Sequence[int], times: int = 1, *, max_waste: float = MAX_WASTE) -> list[list[int]]:
-        budget = round(self._options.batch_s * self.sample_rate_hz) * times
-        return plan_batches(samples, max_items=self._options.batch_items, max_total=budget, max_waste=max_waste)
-
-
 def weight_files(options: CodecOptions) -> list[WeightFile]:
     """``config.json`` and the checkpoint."""
     assert isinstance(options, Options)
@@ -256,7 +89,7 @@ def weight_files(options: CodecOptions) -> list[WeightFile]:
     ]
 
 
-def load(options: CodecOptions) -> SpeechTokenizerCodec:
+def load(options: CodecOptions) -> SoundCodec:
     """The codec, from the files that the options name.
 
     Raises:
@@ -268,10 +101,11 @@ def load(options: CodecOptions) -> SpeechTokenizerCodec:
     model, network = load_model(options.config, options.checkpoint)
     facts = {"code_version": CODE_VERSION, "precision": options.precision, "network": network.model_dump()}
     state = {key: tensor for key, tensor in model.state_dict().items() if _decides_codes(key)}
-    return SpeechTokenizerCodec(model, options, fingerprint=state_fingerprint(_NAME, facts, state))
+    fingerprint = state_fingerprint(_NAME, facts, state)
+    return SoundCodec(_NAME, MODALITY, to_network(model, options.precision), options, fingerprint=fingerprint)
 
 
-def load_detokenizer(options: CodecOptions) -> SpeechTokenizerCodec:
+def load_detokenizer(options: CodecOptions) -> SoundCodec:
     """The same object as :func:`load`: a codec goes both ways."""
     return load(options)
 
@@ -320,6 +154,13 @@ def read_network_config(path: Path) -> NetworkConfig:
     return network
 
 
+def to_network(model: nn.Module, precision: Precision) -> SoundNetwork:
+    """Fold the weight norms and take a model of :func:`load_model` apart; the model is changed."""
+    encoder, decoder = (fold_weight_norm(getattr(model, name)) for name in ("encoder", "decoder"))
+    front, lstm, back = split_at_lstm(list(cast(Any, _in_dtype(encoder, encoder_dtype(precision))).model))
+    return SoundNetwork(front, lstm, back, list(cast(Any, decoder).model), _codebooks(model), walk)
+
+
 def _decides_codes(key: str) -> bool:
     return key.startswith("encoder.") or key.endswith("._codebook.embed")
 
@@ -352,7 +193,3 @@ def _in_dtype(encoder: nn.Module, dtype: torch.dtype) -> nn.Module:
             for parameter in layer.parameters(recurse=False):
                 parameter.data = parameter.data.to(dtype)
     return encoder
-
-
-def _as_arrays(clips: Sequence[torch.Tensor]) -> list[npt.NDArray[Any]]:
-    return [clip.cpu().numpy().copy() for clip in clips]

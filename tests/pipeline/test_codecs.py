@@ -58,8 +58,12 @@ def published(tmp_path: Path) -> Path:
 
 
 def test_there_are_codecs_and_their_names_are_sorted_files():
-    assert {"seed2", "speechtokenizer"} <= set(NAMES) and sorted(NAMES) == NAMES
+    assert {"seed2", "speechtokenizer", "encodec_32khz", "encodec_24khz"} <= set(NAMES) and sorted(NAMES) == NAMES
     assert "compact" not in NAMES and "codecs" not in NAMES
+
+
+def test_every_medium_has_a_codec_of_published_weights():
+    assert {module_of(name).MODALITY for name in NAMES} == set(MEDIA)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,14 +18,15 @@ from speechtokenizer import SpeechTokenizer
 from pipeline.tokenizers.base import MediaDetokenizer, MediaTokenizer
 from pipeline.tokenizers.codecs import codec_names, open_detokenizer, open_tokenizer, read_codec_config
 from pipeline.tokenizers.rvq import encode_residual
+from pipeline.tokenizers.sound_codec import SoundCodec
 from pipeline.tokenizers.speechtokenizer import (
     NetworkConfig,
     Options,
-    SpeechTokenizerCodec,
     empty_model,
     load,
     load_detokenizer,
     load_model,
+    to_network,
     weight_files,
 )
 from pipeline.tokenizers.weights import check_keys
@@ -49,8 +50,13 @@ def files(activation: str) -> tuple[Path, Path, SpeechTokenizer]:
     return write_checkpoint(folder, activation=activation)
 
 
+def codec_of(model: Any, options: Options) -> SoundCodec:
+    """A codec of a model that a test has changed."""
+    return SoundCodec("speechtokenizer", Modality.SPEECH, to_network(model, options.precision), options, fingerprint="")
+
+
 @functools.cache
-def codec(activation: str = "ELU", precision: str = "fp32", compiled: bool = False) -> SpeechTokenizerCodec:
+def codec(activation: str = "ELU", precision: str = "fp32", compiled: bool = False) -> SoundCodec:
     """Ours, of the same files."""
     return load(options_for(*files(activation)[:2], precision=precision, compile=compiled, batch_s=3.0))
 
@@ -126,7 +132,7 @@ def test_folding_changes_no_code_and_leaves_no_norm():
     """The package's model keeps its weight norm, and has the same codes (the law above); ours has none left."""
     model, _ = load_model(*files("ELU")[:2])
     assert any(name.endswith("weight_g") for name, _ in model.named_parameters())
-    SpeechTokenizerCodec(model, options_for(*files("ELU")[:2]), fingerprint="")
+    codec_of(model, options_for(*files("ELU")[:2]))
     left = [name for name, _ in model.named_parameters() if name.endswith(("weight_g", "weight_v"))]
     assert left == []
 
@@ -148,7 +154,7 @@ def test_half_precision_keeps_the_factors_of_snake_in_float32():
     model, _ = load_model(*files("Snake")[:2])
     with torch.no_grad():
         next(value for name, value in model.encoder.named_parameters() if name.endswith("alpha")).fill_(1e-8)
-    broken = SpeechTokenizerCodec(model, options_for(*files("Snake")[:2], precision="fp16"), fingerprint="")
+    broken = codec_of(model, options_for(*files("Snake")[:2], precision="fp16"))
     assert np.isfinite(broken.latents([voice(4_000, seed=1)])[0]).all()
 
 
@@ -171,7 +177,7 @@ def test_an_encoder_that_overflows_is_an_error_and_no_code():
     model, _ = load_model(*files("ELU")[:2])
     with torch.no_grad():
         next(value for name, value in model.encoder.named_parameters() if name.endswith("weight_g")).fill_(1e6)
-    broken = SpeechTokenizerCodec(model, options_for(*files("ELU")[:2], precision="fp16"), fingerprint="")
+    broken = codec_of(model, options_for(*files("ELU")[:2], precision="fp16"))
     with pytest.raises(TokenizerError, match="use fp32"):
         broken.encode([voice(4_000, seed=1)])
 
@@ -313,7 +319,7 @@ def test_a_config_file_opens_the_codec_both_ways(tmp_path: Path, repository: Pat
     tokenizer, detokenizer = (opener(path, Modality.SPEECH) for opener in (open_tokenizer, open_detokenizer))
     assert isinstance(tokenizer, MediaTokenizer) and isinstance(detokenizer, MediaDetokenizer)
     assert len(detokenizer.decode(tokenizer.encode([voice(700, seed=0)]))[0]) == 960
-    assert isinstance(load_detokenizer(options_for(config, checkpoint)), SpeechTokenizerCodec)
+    assert isinstance(load_detokenizer(options_for(config, checkpoint)), SoundCodec)
     with pytest.raises(ConfigError, match="expected a codec for music"):
         open_tokenizer(path, Modality.MUSIC)
 
