@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
 from configs.load import Config, load_config
+from pipeline.code_documents import code_document, only_block
 from pipeline.documents import Document
 from pipeline.packing import LongDocuments
 from pipeline.rendering import render_document
@@ -47,6 +49,8 @@ class PackingConfig(Config):
     templates: Path = Path("configs/templates")
     vocabulary: Path = Path("configs/vocabulary/tiny.toml")
     """The layout: which markers and media follow the text."""
+    documents: Literal["told", "codes"] = "told"
+    """Samples told by templates; or codes alone, without text (see :mod:`pipeline.code_documents`)."""
     text_tokenizer: Path | None = None
     """A Hugging Face folder; gives the text ids."""
     checkpoint: Path | None = None
@@ -67,19 +71,22 @@ class PackingConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What turns a sample into ids."""
+    """What turns a sample into ids; documents of codes alone need the vocabulary only."""
 
-    text_tokenizer: TextTokenizer
+    text_tokenizer: TextTokenizer | None
     vocabulary: Vocabulary
-    templates: Templates
+    templates: Templates | None
 
 
 def load_language(config: PackingConfig) -> Language:
     """Open text tokenizer, vocabulary and templates.
 
     Raises:
-        ConfigError: if not exactly one of ``text_tokenizer`` and ``checkpoint`` is given.
+        ConfigError: if not exactly one of ``text_tokenizer`` and ``checkpoint`` is given, or one of them for documents
+            without text.
     """
+    if config.documents == "codes":
+        return _load_codes_only(config)
     templates = load_templates(config.templates)
     if (config.text_tokenizer is None) == (config.checkpoint is None):
         raise ConfigError(
@@ -95,6 +102,17 @@ def load_language(config: PackingConfig) -> Language:
     return Language(text_tokenizer, vocabulary, templates)
 
 
+def _load_codes_only(config: PackingConfig) -> Language:
+    if config.text_tokenizer is not None or config.checkpoint is not None:
+        raise ConfigError(
+            "packing: expected no text_tokenizer and no checkpoint with documents = 'codes', which have no text; "
+            "remove the key"
+        )
+    vocabulary = load_vocabulary(config.vocabulary)
+    only_block(vocabulary)
+    return Language(None, vocabulary, None)
+
+
 def pack_with(unit: PackingUnit, config: PackingConfig, language: Language) -> UnitResult:
     """Pack one unit as its config says; the same here and in a Ray actor."""
     return pack_unit(unit, _render(config, unit.dataset, language), _rules(config, unit.dataset, language))
@@ -102,13 +120,16 @@ def pack_with(unit: PackingUnit, config: PackingConfig, language: Language) -> U
 
 def _render(config: PackingConfig, dataset: str, language: Language) -> Render:
     """How samples of one dataset are written as documents."""
+    text_tokenizer, templates = language.text_tokenizer, language.templates
 
     def render(sample: TokenizedSample, draw: int) -> Document:
+        if text_tokenizer is None or templates is None:
+            return code_document(sample, language.vocabulary, draw=draw)
         return render_document(
             sample,
-            language.templates,
+            templates,
             language.vocabulary,
-            language.text_tokenizer,
+            text_tokenizer,
             draw=draw,
             seed=config.seed,
             directions=config.datasets[dataset].directions,

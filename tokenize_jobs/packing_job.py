@@ -133,6 +133,7 @@ def _facts(name: str, config: PackingConfig, language: Language, limit: int | No
         "checkpoint",
         "workers",
         "reject_budget",
+        "documents",
     }
     return {
         "dataset": name,
@@ -141,7 +142,7 @@ def _facts(name: str, config: PackingConfig, language: Language, limit: int | No
         "format_version": FORMAT_VERSION,
         "packing_version": PACKING_VERSION,
         "vocabulary": language.vocabulary.fingerprint,
-        "templates": language.templates.fingerprint,
+        "templates": language.templates.fingerprint if language.templates else config.documents,
         **config.datasets[name].model_dump(mode="json", exclude={"path"}),
         **config.model_dump(mode="json", exclude=machine),
     }

@@ -21,7 +21,7 @@ from train.checkpoint import Tensors
 from train.collate import MicroBatch
 from train.config import InitConfig, ModelConfig, TrainConfig
 from train.loss import HeadLoss
-from train.plan import VOCABULARY_NAME, Plan
+from train.plan import VOCABULARY_NAME, Plan, Shape
 
 _PREFIX = "causal."
 
@@ -94,6 +94,7 @@ def torch_dtype(config: TrainConfig) -> torch.dtype:
 
 
 def _new_config(model: ModelConfig, plan: Plan) -> LlamaConfig:
+    assert isinstance(plan.shape, Shape), "an objective that is no language model builds its own network"
     return LlamaConfig(
         vocab_size=plan.shape.vocabulary_size,
         hidden_size=model.hidden_size,

@@ -20,6 +20,8 @@ import torch
 from shards.reader import PackedDataset
 from shards.vocabulary import TokenIds
 from train.attention import DocumentLayout, lay_out_documents
+from train.masking import Masking
+from train.speech_layout import SpeechLayout, lay_out_speech
 
 Attention = Literal["row", "document"]
 IGNORED = -100
@@ -35,12 +37,14 @@ class HostBatch:
         is_target: (rows, length).
         position_ids: (rows, length), or None when documents of a row see each other.
         datasets: (rows,) which dataset of the mixture each row is from.
+        is_hidden: (rows, length) ids that the network does not see, with an objective that hides some.
     """
 
     token_ids: TokenIds
     is_target: npt.NDArray[np.bool_]
     position_ids: npt.NDArray[np.int32] | None
     datasets: npt.NDArray[np.int64]
+    is_hidden: npt.NDArray[np.bool_] | None = None
 
     @property
     def num_targets(self) -> int:
@@ -57,15 +61,17 @@ class MicroBatch:
     position_ids: torch.Tensor | None  # (rows, length)
     datasets: torch.Tensor  # (rows,)
     documents: DocumentLayout | None
+    speech: SpeechLayout | None = None
 
 
-def allocate(rows: int, length: int, dtype: np.dtype[Any], attention: Attention) -> HostBatch:
-    """Buffers for :func:`fill`."""
+def allocate(rows: int, length: int, dtype: np.dtype[Any], attention: Attention, *, hides: bool = False) -> HostBatch:
+    """Buffers for :func:`fill`; ``hides`` if it will be given a masking."""
     return HostBatch(
         np.zeros((rows, length), dtype),
         np.zeros((rows, length), np.bool_),
         np.zeros((rows, length), np.int32) if attention == "document" else None,
         np.zeros(rows, np.int64),
+        np.zeros((rows, length), np.bool_) if hides else None,
     )
 
 
@@ -75,17 +81,24 @@ def fill(
     *,
     indices: npt.NDArray[np.int64],
     rows: npt.NDArray[np.int64],
+    positions: npt.NDArray[np.int64] | None = None,
+    masking: Masking | None = None,
 ) -> HostBatch:
     """Gather rows into a batch's buffers, in the order given.
 
     Args:
         indices, rows: (rows,) which dataset, and which row of it, as :meth:`Mixture.locate_many` says.
+        positions: (rows,) of the mixture; what a masking draws from.
     """
     length = batch.token_ids.shape[1]
     batch.datasets[:] = indices
     for place, (index, row) in enumerate(zip(indices.tolist(), rows.tolist(), strict=True)):
         dataset = datasets[index]
         dataset.gather([row], out=batch.token_ids[place : place + 1])
+        if masking is not None and positions is not None and batch.is_hidden is not None:
+            marked = masking.mark(batch.token_ids[place], int(positions[place]))
+            batch.is_target[place], batch.is_hidden[place] = marked
+            continue
         starts = dataset.document_starts(row)
         batch.is_target[place] = target_mask(dataset.loss_spans(row), starts, length)
         if batch.position_ids is not None:
@@ -116,15 +129,21 @@ def document_positions(document_starts: npt.NDArray[np.int32], length: int) -> n
     return np.arange(length, dtype=np.int32) - np.repeat(document_starts, sizes).astype(np.int32)
 
 
-def micro_batches(batch: HostBatch, rows: int, device: torch.device) -> Iterator[MicroBatch]:
+def micro_batches(
+    batch: HostBatch, rows: int, device: torch.device, *, masking: Masking | None = None
+) -> Iterator[MicroBatch]:
     """Cut a batch into forward passes of ``rows`` rows and widen it on the device."""
     for start in range(0, len(batch.token_ids), rows):
         part = slice(start, start + rows)
         ids = torch.from_numpy(batch.token_ids[part]).to(device).long()
         labels = ids.masked_fill(torch.from_numpy(~batch.is_target[part]).to(device), IGNORED)
-        positions = documents = None
+        positions = documents = speech = None
+        if masking is not None and batch.is_hidden is not None:
+            spans = masking.spans(batch.token_ids[part], batch.is_target[part])
+            speech = lay_out_speech(spans, batch.is_hidden[part], masking, device)
         if batch.position_ids is not None:
             starts = np.flatnonzero(batch.position_ids[part] == 0)
             documents = lay_out_documents(starts, ids.numel(), device)
             positions = torch.from_numpy(batch.position_ids[part]).to(device).long()
-        yield MicroBatch(ids, labels, positions, torch.from_numpy(batch.datasets[part]).to(device), documents)
+        datasets = torch.from_numpy(batch.datasets[part]).to(device)
+        yield MicroBatch(ids, labels, positions, datasets, documents, speech)

@@ -56,6 +56,54 @@ class ModelConfig(Config):
         return self
 
 
+class SoundStormConfig(Config):
+    """Sizes of SoundStorm's network (:mod:`train.soundstorm`); the defaults are those of the published one."""
+
+    dim: PositiveInt = 1024
+    depth: PositiveInt = 12
+    heads: PositiveInt = 8
+    head_dim: PositiveInt = 128
+    ff_mult: PositiveInt = 4
+    conv_expansion: PositiveInt = 2
+    conv_kernel: PositiveInt = 31
+    num_quantizers: PositiveInt = 7
+    """Levels that are predicted: all but the first."""
+
+    codebook_size: PositiveInt = 1024
+    num_semantic: PositiveInt = 1024
+    """Codes of the first level."""
+
+    rotary_theta: PositiveFloat = 10_000.0
+    initializer_range: PositiveFloat = Field(default=0.02)
+    """Standard deviation of embeddings and weights before training."""
+
+    @property
+    def mask_id(self) -> int:
+        """The code that stands for one not known yet."""
+        return self.codebook_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Embeddings and heads included."""
+        dim, levels, codes = self.dim, self.num_quantizers, self.codebook_size
+        inner, wide, channels = self.heads * self.head_dim, self.ff_mult * self.dim, self.conv_expansion * self.dim
+        feed_forward = 2 * dim + 2 * dim * wide + wide + dim
+        attention = 2 * dim + 4 * dim * inner + dim
+        convolution = 2 * dim + 3 * dim * channels + channels * (self.conv_kernel + 4) + dim
+        block = 2 * feed_forward + attention + convolution + 2 * dim
+        embeddings = self.num_semantic * dim + levels * (codes + 1) * dim
+        heads = levels * (dim * dim + dim) + 2 * dim + levels * (dim * codes + codes)
+        return embeddings + self.depth * block + heads
+
+    @model_validator(mode="after")
+    def _halves_and_middles(self) -> Self:
+        if self.head_dim % 2:
+            raise ValueError(f"expected an even head_dim (rotary positions turn pairs), found {self.head_dim}")
+        if self.conv_kernel % 2 == 0:
+            raise ValueError(f"expected an odd conv_kernel (as many frames before as after), found {self.conv_kernel}")
+        return self
+
+
 class InitConfig(Config, populate_by_name=True):
     """Where the weights come from."""
 
@@ -138,17 +186,37 @@ class TrainConfig(Config):
     attention: Literal["row", "document"] = "document"
     """Whether documents of a row see each other, as in the paper, or not."""
 
+    objective: Literal["language_model", "soundstorm"] = "language_model"
+    """What is learnt: the next id of a row; or the hidden levels of speech (:mod:`train.masking`)."""
+
     seed: NonNegativeInt = 0
     verify: Literal["lazy", "open", "off"] = "lazy"
     """When checksums of shards are checked: on first touch, all at the start, never."""
 
     model: ModelConfig = ModelConfig()
+    soundstorm: SoundStormConfig = SoundStormConfig()
+    """Sizes, with ``objective = "soundstorm"``."""
+
     init: InitConfig = InitConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _fits_the_objective(self) -> Self:
+        if self.objective == "soundstorm":
+            if self.engine.zero == 3 and self.engine.kind == "deepspeed":
+                raise ValueError(
+                    "expected engine.zero = 1 or 2 with objective 'soundstorm', found 3; it fits any GPU whole"
+                )
+            if self.init.folder is not None or self.engine.activation_checkpointing:
+                raise ValueError(
+                    "expected neither init.from nor engine.activation_checkpointing with objective 'soundstorm', which "
+                    "begins anew and is small"
+                )
+        return self
 
     @property
     def name(self) -> str:

@@ -23,10 +23,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from shards.errors import CheckpointError
-from train.backbone import Backbone, parameters_by_name, torch_dtype
+from train.backbone import parameters_by_name, torch_dtype
 from train.checkpoint import OptimizerState
 from train.collate import MicroBatch
 from train.config import OptimizerConfig, TrainConfig
@@ -58,7 +58,7 @@ class Engine(Protocol):
     """Forward, backward, update; sums over processes; state out and in."""
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`Backbone.forward`."""
+        """Summed loss, and the loss of every target, as the objective's network gives them."""
         ...
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
@@ -94,11 +94,11 @@ def start_processes(config: TrainConfig) -> Processes:
     return processes
 
 
-def make_engine(backbone: Backbone, config: TrainConfig, processes: Processes, *, micro_batch_rows: int) -> Engine:
+def make_engine(network: nn.Module, config: TrainConfig, processes: Processes, *, micro_batch_rows: int) -> Engine:
     """The engine the config asks for."""
     if config.engine.kind == "torch":
-        return TorchEngine(backbone, config, processes)
-    return DeepSpeedEngine(backbone, config, processes, micro_batch_rows=micro_batch_rows)
+        return TorchEngine(network, config, processes)
+    return DeepSpeedEngine(network, config, processes, micro_batch_rows=micro_batch_rows)
 
 
 def stop_processes() -> None:
@@ -113,15 +113,15 @@ def stop_processes() -> None:
 class DeepSpeedEngine:
     """ZeRO-1, 2 or 3 in bf16 or float32."""
 
-    def __init__(self, backbone: Backbone, config: TrainConfig, processes: Processes, *, micro_batch_rows: int) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, processes: Processes, *, micro_batch_rows: int) -> None:
         self._processes, self._dtype = processes, torch_dtype(config)
         self._stage = config.engine.zero
         deepspeed = _import_deepspeed(processes)
-        optimizer = _adamw(backbone.parameters(), config.optimizer)
+        optimizer = _adamw(network.parameters(), config.optimizer)
         self._engine: Any = deepspeed.initialize(
-            model=backbone,
+            model=network,
             optimizer=optimizer,
-            model_parameters=backbone.parameters(),
+            model_parameters=network.parameters(),
             config=_deepspeed_config(config, processes, micro_batch_rows),
             dist_init_required=False,
         )[0]
@@ -129,7 +129,7 @@ class DeepSpeedEngine:
         self._parameters = parameters_by_name(self._engine.module)
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`Backbone.forward`."""
+        """Summed loss, and the loss of every target, as the objective's network gives them."""
         return self._engine(batch)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
@@ -212,18 +212,18 @@ class DeepSpeedEngine:
 class TorchEngine:
     """The same arithmetic in a page of torch: gradients summed over processes, float32 master weights, fused AdamW."""
 
-    def __init__(self, backbone: Backbone, config: TrainConfig, processes: Processes) -> None:
+    def __init__(self, network: nn.Module, config: TrainConfig, processes: Processes) -> None:
         self._processes, self._clip = processes, config.optimizer.clip
-        self._backbone = backbone.to(processes.device)
-        self._parameters = parameters_by_name(backbone)
+        self._network = network.to(processes.device)
+        self._parameters = parameters_by_name(network)
         self._master = {name: p.detach().float().clone() for name, p in self._parameters.items()}
         for parameter in self._parameters.values():
             parameter.data = parameter.data.to(torch_dtype(config))
         self._optimizer = _adamw(self._master.values(), config.optimizer)
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """As :meth:`Backbone.forward`."""
-        return self._backbone(batch)
+        """Summed loss, and the loss of every target, as the objective's network gives them."""
+        return self._network(batch)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Add the gradients of a summed loss to those of the master weights."""

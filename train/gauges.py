@@ -14,6 +14,7 @@ import torch
 
 from train.loss import LossTable
 from train.metrics import Interval
+from train.objectives import LossGroups
 from train.plan import Plan
 
 
@@ -21,6 +22,7 @@ class Gauges:
     """Figures since the last line of metrics.
 
     Args:
+        groups: what losses are told apart by, besides the dataset.
         total: sums a tensor over the processes of the run.
         before: what :meth:`to_json` gave when the run was saved, or nothing.
     """
@@ -28,17 +30,18 @@ class Gauges:
     def __init__(
         self,
         plan: Plan,
+        groups: LossGroups,
         *,
         device: torch.device,
         first_process: bool,
         total: Callable[[torch.Tensor], torch.Tensor],
         before: Mapping[str, Any],
     ) -> None:
-        self._modalities, self._datasets = plan.vocabulary.modality_names(), plan.mixture.names
+        self._modalities, self._datasets = groups.names, plan.mixture.names
         self._slots = plan.config.batch_rows * plan.sequence_length
         self._total = total
         self.losses = LossTable(
-            torch.from_numpy(plan.vocabulary.modality_index()).to(device),
+            torch.from_numpy(groups.index).to(device),
             num_modalities=len(self._modalities),
             num_datasets=len(self._datasets),
         )

@@ -16,8 +16,8 @@ from shards.errors import ConfigError, DatasetError, FingerprintMismatch
 from shards.manifest import fingerprint
 from shards.mixture import Mixture
 from shards.reader import PackedDataset, open_packed, same_vocabulary
-from shards.vocabulary import Vocabulary
-from train.config import MixtureConfig, TrainConfig
+from shards.vocabulary import MediaBlock, Vocabulary
+from train.config import MixtureConfig, SoundStormConfig, TrainConfig
 
 FINAL_FOLDER = "final"
 VOCABULARY_NAME = "vocabulary.json"
@@ -59,8 +59,14 @@ class Plan:
     mixture: Mixture
     vocabulary: Vocabulary
     sequence_length: int
-    shape: Shape
+    shape: Shape | SoundStormConfig
     fingerprints: dict[str, str]
+
+    @property
+    def speech_block(self) -> MediaBlock:
+        """The one medium of the vocabulary, with objective ``soundstorm``."""
+        (block,) = self.vocabulary.blocks.values()
+        return block
 
     @property
     def checkpoints(self) -> Path:
@@ -92,7 +98,7 @@ def make_plan(config: TrainConfig, *, where: str) -> Plan:
         raise ConfigError(f"{config.mixture}: key 'shares': {error}") from error
     vocabulary = same_vocabulary(datasets)
     sequence_length = _same_length(datasets)
-    shape = _shape(config, vocabulary)
+    shape = _shape(config, vocabulary) if config.objective == "language_model" else _speech_shape(config, vocabulary)
     micro_rows = config.engine.micro_batch_rows
     if micro_rows and config.batch_rows % micro_rows:
         raise ConfigError(
@@ -194,6 +200,19 @@ def _shape(config: TrainConfig, vocabulary: Vocabulary) -> Shape:
     )
 
 
+def _speech_shape(config: TrainConfig, vocabulary: Vocabulary) -> SoundStormConfig:
+    """SoundStorm's sizes, compared with the vocabulary of the data."""
+    sizes = config.soundstorm
+    found = [(block.levels, block.codebook_size) for block in vocabulary.blocks.values()]
+    if found != [(sizes.num_quantizers + 1, sizes.codebook_size)]:
+        raise ConfigError(
+            f"{config.name}: objective 'soundstorm': expected data of one medium with {sizes.num_quantizers + 1} levels of "
+            f"{sizes.codebook_size}, found vocabulary {vocabulary.name} with levels and sizes {found}; pack the speech with "
+            "documents = 'codes' (configs/packing/soundstorm-mls.toml), or set soundstorm.num_quantizers and codebook_size"
+        )
+    return sizes
+
+
 def _read_folder(folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     """``config.json`` of the folder a run starts from, its vocabulary compared with that of the data."""
     path = folder / "config.json"
@@ -226,14 +245,20 @@ def _fingerprints(
     datasets: dict[str, PackedDataset],
     mixture: Mixture,
     vocabulary: Vocabulary,
-    shape: Shape,
+    shape: Shape | SoundStormConfig,
 ) -> dict[str, str]:
-    start = {"shape": [getattr(shape, name) for name in shape.__slots__]}
-    start |= {"model": config.model.model_dump(mode="json")} if config.init.folder is None else {}
+    batch: dict[str, Any] = {"rows": config.batch_rows}
+    if isinstance(shape, SoundStormConfig):
+        start: dict[str, Any] = {"soundstorm": shape.model_dump(mode="json")}
+        batch |= {"masks": config.seed}
+    else:
+        start = {"shape": [getattr(shape, name) for name in shape.__slots__]}
+        start |= {"model": config.model.model_dump(mode="json")} if config.init.folder is None else {}
+        batch |= {"attention": config.attention}
     return {
         "vocabulary": vocabulary.fingerprint,
         "mixture": mixture.fingerprint,
         "model": fingerprint(start),
-        "batch": fingerprint({"rows": config.batch_rows, "attention": config.attention}),
+        "batch": fingerprint(batch),
         **{f"dataset {name}": dataset.manifest.fingerprint for name, dataset in datasets.items()},
     }

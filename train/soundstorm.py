@@ -16,52 +16,14 @@ first, K codes a level.
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import nn
 from torch.nn import functional as F
 
-from configs.load import Config
+from train.config import SoundStormConfig
 
 _NORM_EPS = 1e-5
 _CHANNEL_NORM_EPS = 1e-6
-
-
-class SoundStormConfig(Config):
-    """Sizes of the network; the defaults are those of the published one (351,378,432 parameters)."""
-
-    dim: PositiveInt = 1024
-    depth: PositiveInt = 12
-    heads: PositiveInt = 8
-    head_dim: PositiveInt = 128
-    ff_mult: PositiveInt = 4
-    conv_expansion: PositiveInt = 2
-    conv_kernel: PositiveInt = 31
-    num_quantizers: PositiveInt = 7
-    """Levels that are predicted: all but the first."""
-
-    codebook_size: PositiveInt = 1024
-    num_semantic: PositiveInt = 1024
-    """Codes of the first level."""
-
-    rotary_theta: PositiveFloat = 10_000.0
-    initializer_range: PositiveFloat = Field(default=0.02)
-    """Standard deviation of embeddings and weights before training."""
-
-    @property
-    def mask_id(self) -> int:
-        """The code that stands for one not known yet."""
-        return self.codebook_size
-
-    @model_validator(mode="after")
-    def _halves_and_middles(self) -> Self:
-        if self.head_dim % 2:
-            raise ValueError(f"expected an even head_dim (rotary positions turn pairs), found {self.head_dim}")
-        if self.conv_kernel % 2 == 0:
-            raise ValueError(f"expected an odd conv_kernel (as many frames before as after), found {self.conv_kernel}")
-        return self
 
 
 class SoundStorm(nn.Module):

@@ -15,6 +15,7 @@ from typing import Self
 from shards.mixture import Mixture
 from shards.reader import PackedDataset
 from train.collate import Attention, HostBatch, allocate, fill
+from train.masking import Masking
 
 
 class RowStream:
@@ -30,6 +31,7 @@ class RowStream:
         *,
         batch_rows: int,
         attention: Attention,
+        masking: Masking | None = None,
         first_step: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -38,11 +40,12 @@ class RowStream:
             raise ValueError(f"expected batch_rows to divide over the ranks, found {batch_rows} over {world_size}")
         self.wait_s = 0.0
         """Seconds that :meth:`next` has waited for data so far."""
-        self._mixture, self._datasets = mixture, datasets
+        self._mixture, self._datasets, self._masking = mixture, datasets, masking
         self._batch_rows, self._rows = batch_rows, batch_rows // world_size
         self._first = rank * self._rows
         length, dtype = datasets[0].sequence_length, datasets[0].vocabulary.dtype
-        self._buffers = [allocate(self._rows, length, dtype, attention) for _ in range(2)]
+        hides = masking is not None
+        self._buffers = [allocate(self._rows, length, dtype, attention, hides=hides) for _ in range(2)]
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rows")
         self._step = first_step
         self._ahead: Future[HostBatch] = self._thread.submit(self._fill, first_step)
@@ -67,4 +70,11 @@ class RowStream:
     def _fill(self, step: int) -> HostBatch:
         positions = self._mixture.batch(step - 1, self._batch_rows)[self._first : self._first + self._rows]
         indices, rows = self._mixture.locate_many(positions)
-        return fill(self._buffers[step % 2], self._datasets, indices=indices, rows=rows)
+        return fill(
+            self._buffers[step % 2],
+            self._datasets,
+            indices=indices,
+            rows=rows,
+            positions=positions,
+            masking=self._masking,
+        )

@@ -13,10 +13,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from shards.errors import AnyGPTError
 from shards.writer import commit_bytes
-from train.backbone import Backbone, build_backbone, export
 from train.checkpoint import (
     RunState,
     check_same_run,
@@ -31,6 +31,7 @@ from train.config import TrainConfig
 from train.engine import Engine, Processes, make_engine, start_processes
 from train.gauges import Gauges
 from train.metrics import RunLog
+from train.objectives import Objective, open_objective
 from train.plan import Plan, config_json, micro_batch_rows
 from train.schedule import learning_rate
 from train.stream import RowStream
@@ -42,7 +43,8 @@ class Trainer:
 
     plan: Plan
     processes: Processes
-    backbone: Backbone
+    objective: Objective
+    network: nn.Module
     engine: Engine
     gauges: Gauges
     micro_rows: int
@@ -91,20 +93,24 @@ def start(plan: Plan) -> Trainer:
     check_same_run(plan.checkpoints, run.fingerprints, plan.fingerprints)
     processes = start_processes(config)
     micro_rows = micro_batch_rows(config, processes.world_size)
-    backbone = build_backbone(plan)
-    engine = make_engine(backbone, config, processes, micro_batch_rows=micro_rows)
+    objective = open_objective(plan)
+    network = objective.build()
+    engine = make_engine(network, config, processes, micro_batch_rows=micro_rows)
     if checkpoint:
         engine.import_state(read_optimizer_state(checkpoint))
-    gauges = Gauges(plan, device=processes.device, first_process=processes.rank == 0, total=engine.sum, before=run.log)
-    return Trainer(plan, processes, backbone, engine, gauges, micro_rows, run.step + 1)
+    first = processes.rank == 0
+    gauges = Gauges(
+        plan, objective.loss_groups, device=processes.device, first_process=first, total=engine.sum, before=run.log
+    )
+    return Trainer(plan, processes, objective, network, engine, gauges, micro_rows, run.step + 1)
 
 
 def train_step(trainer: Trainer, batch: HostBatch, lr: float) -> float:
     """One update from this process's rows; the gradient norm."""
-    engine, device = trainer.engine, trainer.processes.device
+    engine, device, masking = trainer.engine, trainer.processes.device, trainer.objective.masking
     targets = engine.sum(torch.tensor(float(batch.num_targets), device=device)).clamp(min=1)
     passes = len(batch.token_ids) // trainer.micro_rows
-    for number, micro in enumerate(micro_batches(batch, trainer.micro_rows, device), start=1):
+    for number, micro in enumerate(micro_batches(batch, trainer.micro_rows, device, masking=masking), start=1):
         loss, losses = engine.forward(micro)
         engine.backward(loss / targets, last=number == passes)
         trainer.gauges.losses.add(losses, micro.labels, micro.datasets)
@@ -143,7 +149,8 @@ def _open_stream(trainer: Trainer) -> RowStream:
         plan.mixture,
         plan.datasets,
         batch_rows=plan.config.batch_rows,
-        attention=plan.config.attention,
+        attention=trainer.objective.attention,
+        masking=trainer.objective.masking,
         first_step=trainer.first_step,
         rank=processes.rank,
         world_size=processes.world_size,
@@ -168,4 +175,4 @@ def _save(trainer: Trainer, step: int) -> None:
 def _export(trainer: Trainer) -> None:
     state, plan = trainer.engine.export_state(), trainer.plan
     if state is not None:
-        publish_folder(plan.final, lambda folder: export(trainer.backbone, state.master, plan, folder))
+        publish_folder(plan.final, lambda folder: trainer.objective.export(trainer.network, state.master, folder))
