@@ -348,6 +348,8 @@ def test_every_shipped_config_is_valid_and_fits_a_mixture(repository: Path) -> N
         "tiny-sft": "tiny-sft",
         "anygpt-7b-pretrain": "paper-table7",
         "anygpt-7b-sft": "paper-sft",
+        "soundstorm-tiny": "soundstorm-tiny",
+        "soundstorm-mls": "soundstorm-mls",
     }
     assert set(found) == set(mixtures)
     for name, config in found.items():
