@@ -60,14 +60,15 @@ def diagnose(path: Path, overrides: tuple[str, ...] = (), *, examination: Examin
             the first diagnosis.
     """
     table = read_toml(path) if path.suffix == ".toml" else {"codec": ""}
+    if "mixture" in table or "init" in table:
+        # Before the vocoder's key: a training config of SoundStorm has a table of that name.
+        return diagnose_start(path, overrides, examination)
     if "soundstorm" in table:
         return _vocoder(path, overrides, examination)
     if "corpus" in table:
         subjects = _corpus_subjects(path, overrides)
     elif "codec" in table:
         subjects = codec_subjects(path, overrides)
-    elif "mixture" in table or "init" in table:
-        return diagnose_start(path, overrides, examination)
     else:
         raise ConfigError(
             f"{path}: expected a config of a corpus (key 'corpus'), codec ('codec'), vocoder ('soundstorm') or training "

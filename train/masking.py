@@ -1,6 +1,6 @@
 """Which codes SoundStorm is not shown, and which of these it must tell: a pure function of seed and position.
 
-Source: Borsos et al. 2023, arXiv:2305.09636, section 3.3 (masking). For every piece of speech: a beginning of random length
+Source: Borsos et al. 2023, arXiv:2305.09636, section 3 (masking). For every piece of speech: a beginning of random length
 is the voice prompt, all of whose levels are given; after it one level q is drawn; the levels below q are given, those above
 are hidden, and of level q a share ``cos(u * pi / 2)`` of the frames, u uniform, is hidden and must be told.
 

@@ -146,12 +146,29 @@ def test_masks_depend_on_seed_and_position_alone():
     assert not np.array_equal(one[1], Masking(BLOCK, 1).mark(row, 5)[1])
 
 
-def test_every_level_and_every_share_comes_up():
+def test_every_level_comes_up_as_often_as_the_others():
     row = toy_row(np.random.default_rng(0), speech_vocabulary()).token_ids
     masking = Masking(BLOCK, 0)
     spans = [span for position in range(200) for span in masking.spans(row[None], masking.mark(row, position)[0][None])]
     counts = np.bincount([span.level for span in spans], minlength=LEVELS)
     assert counts[0] == 0 and counts[1:].min() > 0.8 * counts[1:].mean()
+
+
+def test_prompts_are_of_every_length_and_shares_follow_the_cosine():
+    """Quartiles of a uniform prompt, and of cos(u * pi / 2): a prompt of none or a share of all would learn less."""
+    frames, masking = 400, Masking(BLOCK, 0)
+    row = speech_vocabulary().media_token_ids("speech", np.zeros((frames, LEVELS), np.uint16))
+    prompts, shares = [], []
+    for position in range(600):
+        is_target, is_hidden = (flags[1:-1].reshape(frames, LEVELS) for flags in masking.mark(row, position))
+        if is_target[:, -1].any():
+            continue  # only a level above the asked one shows exactly where the prompt ends
+        prompt = int(np.argmax(is_hidden[:, -1]))
+        prompts.append(prompt / frames)
+        shares.append(is_target.sum() / (frames - prompt))
+    quarters = np.array([0.25, 0.5, 0.75])
+    assert np.quantile(prompts, quarters) == pytest.approx(quarters, abs=0.06)
+    assert np.quantile(shares, quarters) == pytest.approx(np.cos((1 - quarters) * np.pi / 2), abs=0.06)
 
 
 def test_ranks_together_read_what_one_rank_reads(make: Make):
