@@ -38,7 +38,7 @@ from transformers.models.encodec.modeling_encodec import (
     EncodecResnetBlock,
 )
 
-from pipeline.tokenizers.ragged import conv_ragged, conv_transpose_ragged, lstm_ragged
+from pipeline.tokenizers.ragged import conv_ragged, conv_transpose_ragged, lstm_ragged, walk_ragged
 from pipeline.tokenizers.sound_codec import SoundNetwork
 from pipeline.tokenizers.weights import State, flat_state, load_strictly, read_state
 from shards.errors import TokenizerError
@@ -161,18 +161,8 @@ def to_network(weights: EncodecWeights, rate: MediaRate, dtype: torch.dtype) -> 
 def walk(
     layers: Iterable[nn.Module], x_BCT: torch.Tensor, lengths_B: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run layers one after another; each clip comes out as it would alone.
-
-    Args:
-        x_BCT: T is the longest length.
-        lengths_B: int64 on the device of ``x_BCT``.
-
-    Returns:
-        (B, C', T'), and the new lengths; what lies behind a clip's end is arbitrary.
-    """
-    for layer in layers:
-        x_BCT, lengths_B = _step(layer, x_BCT, lengths_B)
-    return x_BCT, lengths_B
+    """:func:`pipeline.tokenizers.ragged.walk_ragged` over transformers' layers."""
+    return walk_ragged(layers, x_BCT, lengths_B, _step)
 
 
 def fold_weight_norm(model: nn.Module) -> None:
@@ -214,7 +204,9 @@ def _extra_padding(hidden_states: torch.Tensor, *, stride: int) -> int:
     return -hidden_states.shape[-1] % stride
 
 
-def _step(layer: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _step(
+    layer: nn.Module, x: torch.Tensor, lengths: torch.Tensor, elu: nn.ELU | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(layer, EncodecConv1d):
         conv = cast(nn.Conv1d, layer.conv)
         return conv_ragged(
@@ -226,25 +218,27 @@ def _step(layer: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tuple[tor
             dilation=conv.dilation[0],
             pad_mode=layer.pad_mode,
             causal=layer.causal,
+            elu=elu,
         )
-    if isinstance(layer, EncodecResnetBlock):
-        # A block neither stretches nor shortens; its branches see the same clips.
-        shortcut, _ = _step(layer.shortcut, x, lengths)
-        inner, _ = walk(cast(Iterable[nn.Module], layer.block), x, lengths)
-        return shortcut + inner, lengths
-    if isinstance(layer, EncodecLSTM):
-        return lstm_ragged(x, lengths, layer.lstm), lengths
     if isinstance(layer, EncodecConvTranspose1d):
-        conv = cast(nn.ConvTranspose1d, layer.conv)
+        transpose = cast(nn.ConvTranspose1d, layer.conv)
         return conv_transpose_ragged(
             x,
             lengths,
-            conv,
-            kernel_size=conv.kernel_size[0],
-            stride=conv.stride[0],
+            transpose,
+            kernel_size=transpose.kernel_size[0],
+            stride=transpose.stride[0],
             causal=layer.causal,
             trim_right_ratio=layer.trim_right_ratio,
+            elu=elu,
         )
+    x = x if elu is None else elu(x)
+    if isinstance(layer, EncodecResnetBlock):
+        # A block neither stretches nor shortens; its branches see the same clips.
+        inner, _ = walk(cast(Iterable[nn.Module], layer.block), x, lengths)
+        return inner.add_(walk([layer.shortcut], x, lengths)[0]), lengths
+    if isinstance(layer, EncodecLSTM):
+        return lstm_ragged(x, lengths, layer.lstm), lengths
     return layer(x), lengths
 
 

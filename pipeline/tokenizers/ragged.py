@@ -13,7 +13,7 @@ Padding of a layer: ``(kernel - 1) * dilation + 1 - stride`` samples in all, hal
 them left if causal; and right of that as many as the last stride needs to be whole. So a length becomes
 ``ceil(length / stride)``.
 
-Lengths are a tensor beside the batch, so nothing is read back from the device before the LSTM, and a graph of these
+Lengths are a tensor beside the batch, so nothing is read back from the device before an LSTM, and a graph of these
 layers holds for any lengths.
 
 Letters: B clips, C channels, T the longest length.
@@ -22,7 +22,7 @@ Letters: B clips, C channels, T the longest length.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +32,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 PadMode = Literal["reflect", "constant"]
+Step = Callable[[nn.Module, torch.Tensor, torch.Tensor, "nn.ELU | None"], tuple[torch.Tensor, torch.Tensor]]
+"""A layer, (B, C, T), lengths (B,) and what comes before the layer, to (B, C', T') and the new lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,7 @@ def conv_ragged(
     dilation: int = 1,
     pad_mode: PadMode = "reflect",
     causal: bool = False,
+    elu: nn.ELU | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One convolution with SEANet's padding, each clip padded about its own end.
 
@@ -74,12 +77,16 @@ def conv_ragged(
             frame by frame. Not the library's padding wrapper.
         pad_mode: ``reflect``, or ``constant`` for zeros.
         causal: pad on the left only (but for the samples that fill the last stride).
+        elu: applied before the convolution; ``x_BCT`` is left as it is.
 
     Returns:
         (B, C', ceil(T / stride)), and the new lengths, ``ceil(length / stride)``.
     """
     padding = conv_padding(kernel_size, stride, dilation, causal=causal)
     padded = pad_ragged(x_BCT, lengths_B, padding, stride=stride, pad_mode=pad_mode)
+    if elu is not None:
+        # What is padded is a copy already: one tensor less to write and to read. Reflections and zeros pass alike.
+        padded = elu(padded) if padded is x_BCT else functional.elu_(padded, elu.alpha)
     return conv(padded), lengths_after(lengths_B, stride)
 
 
@@ -92,12 +99,14 @@ def conv_transpose_ragged(
     stride: int,
     causal: bool = False,
     trim_right_ratio: float = 1.0,
+    elu: nn.ELU | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One transposed convolution trimmed as SEANet trims it, each clip as if nothing came behind it.
 
     Args:
         conv: the bare ``nn.ConvTranspose1d``.
         causal: trim on the right only, or as much of it there as ``trim_right_ratio`` says.
+        elu: applied before the convolution; ``x_BCT`` is left as it is.
 
     Returns:
         (B, C', T * stride), and the new lengths, ``length * stride``.
@@ -106,8 +115,32 @@ def conv_transpose_ragged(
     right = math.ceil(total * trim_right_ratio) if causal else total // 2
     steps_T = torch.arange(x_BCT.shape[-1], device=x_BCT.device)
     behind_BT = steps_T >= lengths_B.unsqueeze(1)
-    y_BCT = conv(x_BCT.masked_fill(behind_BT.unsqueeze(1), 0))
+    x_BCT = x_BCT.masked_fill(behind_BT.unsqueeze(1), 0)
+    y_BCT = conv(x_BCT if elu is None else functional.elu_(x_BCT, elu.alpha))
     return y_BCT[..., total - right : y_BCT.shape[-1] - right], lengths_B * stride
+
+
+def walk_ragged(
+    layers: Iterable[nn.Module], x_BCT: torch.Tensor, lengths_B: torch.Tensor, step: Step
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run layers one after another; each clip comes out as it would alone.
+
+    Args:
+        x_BCT: T is the longest length.
+        lengths_B: int64 on the device of ``x_BCT``.
+        step: runs one layer of the package at hand; an ELU is not run but handed to the step of the layer behind it.
+
+    Returns:
+        (B, C', T'), and the new lengths; what lies behind a clip's end is arbitrary.
+    """
+    elu: nn.ELU | None = None
+    for layer in layers:
+        if isinstance(layer, nn.ELU):
+            elu = layer
+            continue
+        x_BCT, lengths_B = step(layer, x_BCT, lengths_B, elu)
+        elu = None
+    return (x_BCT if elu is None else elu(x_BCT)), lengths_B
 
 
 def lengths_after(lengths_B: torch.Tensor, stride: int) -> torch.Tensor:
@@ -126,9 +159,12 @@ def pad_ragged(
     """
     if padding.left == padding.right == 0 and stride == 1:
         return x_BCT
-    padded = functional.pad(x_BCT, (padding.left, padding.right + stride - 1))
+    clips, channels, length = x_BCT.shape
+    # functional.pad would write all of it twice.
+    padded = x_BCT.new_empty(clips, channels, padding.left + length + padding.right + stride - 1)
+    padded[..., padding.left : padding.left + length] = x_BCT
+    padded[..., padding.left + length :] = 0
     sources_BS, targets_BS = _edges(lengths_B, padding, stride)
-    channels = x_BCT.shape[1]
     if pad_mode == "constant":
         values = x_BCT.new_zeros(()).expand(len(x_BCT), channels, sources_BS.shape[1])
     else:
@@ -142,7 +178,7 @@ def lstm_ragged(x_BCT: torch.Tensor, lengths_B: torch.Tensor, lstm: nn.LSTM, *, 
     """An LSTM over time that begins and ends with each clip.
 
     Args:
-        lengths_B: on any device; best on the CPU for an LSTM that reads backwards too, which waits for them.
+        lengths_B: on any device; best on the CPU, since packing waits for them.
         lstm: time first (``batch_first=False``).
         skip: add the input, which a bidirectional LSTM gets once for either direction.
 
@@ -150,7 +186,8 @@ def lstm_ragged(x_BCT: torch.Tensor, lengths_B: torch.Tensor, lstm: nn.LSTM, *, 
         (B, width, T); what lies behind a clip's end is arbitrary.
     """
     x_TBC = x_BCT.permute(2, 0, 1)
-    if lstm.bidirectional and len(x_BCT) > 1:
+    if len(x_BCT) > 1:
+        # Forwards alone, running over the padding would give the same; on a CPU it took twelve times as long.
         packed = pack_padded_sequence(x_TBC, lengths_B.cpu(), enforce_sorted=False)
         y_TBC = pad_packed_sequence(lstm(packed)[0], total_length=len(x_TBC))[0]
     else:

@@ -17,24 +17,14 @@ from speechtokenizer.modules.lstm import SLSTM
 from speechtokenizer.modules.seanet import SEANetResnetBlock
 from torch import nn
 
-from pipeline.tokenizers.ragged import conv_ragged, conv_transpose_ragged, lstm_ragged
+from pipeline.tokenizers.ragged import conv_ragged, conv_transpose_ragged, lstm_ragged, walk_ragged
 
 
 def walk(
     layers: Iterable[nn.Module], x_BCT: torch.Tensor, lengths_B: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run layers one after another; each clip comes out as it would alone.
-
-    Args:
-        x_BCT: T is the longest length.
-        lengths_B: int64 on the device of ``x_BCT``.
-
-    Returns:
-        (B, C', T'), and the new lengths; what lies behind a clip's end is arbitrary.
-    """
-    for layer in layers:
-        x_BCT, lengths_B = _step(layer, x_BCT, lengths_B)
-    return x_BCT, lengths_B
+    """:func:`pipeline.tokenizers.ragged.walk_ragged` over this package's layers."""
+    return walk_ragged(layers, x_BCT, lengths_B, _step)
 
 
 def split_at_lstm(layers: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], Sequence[nn.Module], Sequence[nn.Module]]:
@@ -51,40 +41,40 @@ def fold_weight_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-def _step(layer: nn.Module, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _step(
+    layer: nn.Module, x: torch.Tensor, lengths: torch.Tensor, elu: nn.ELU | None
+) -> tuple[torch.Tensor, torch.Tensor]:
     if isinstance(layer, SConv1d):
-        return _conv(layer, x, lengths)
-    if isinstance(layer, SEANetResnetBlock):
-        # A block neither stretches nor shortens; its branches see the same clips.
-        shortcut, _ = _step(layer.shortcut, x, lengths)
-        inner, _ = walk(cast(Iterable[nn.Module], layer.block), x, lengths)
-        return shortcut + inner, lengths
-    if isinstance(layer, SLSTM):
-        return lstm_ragged(x, lengths, layer.lstm, skip=layer.skip), lengths
+        inner_conv = cast(nn.Conv1d, layer.conv.conv)
+        return conv_ragged(
+            x,
+            lengths,
+            layer.conv,
+            kernel_size=inner_conv.kernel_size[0],
+            stride=inner_conv.stride[0],
+            dilation=inner_conv.dilation[0],
+            pad_mode=cast(Any, layer).pad_mode,
+            causal=layer.causal,
+            elu=elu,
+        )
     if isinstance(layer, SConvTranspose1d):
-        inner_conv = cast(nn.ConvTranspose1d, layer.convtr.convtr)
+        inner_transpose = cast(nn.ConvTranspose1d, layer.convtr.convtr)
         return conv_transpose_ragged(
             x,
             lengths,
             layer.convtr,
-            kernel_size=inner_conv.kernel_size[0],
-            stride=inner_conv.stride[0],
+            kernel_size=inner_transpose.kernel_size[0],
+            stride=inner_transpose.stride[0],
             causal=layer.causal,
             trim_right_ratio=layer.trim_right_ratio,
+            elu=elu,
         )
+    x = x if elu is None else elu(x)
+    if isinstance(layer, SEANetResnetBlock):
+        # A block neither stretches nor shortens; its branches see the same clips.
+        inner, _ = walk(cast(Iterable[nn.Module], layer.block), x, lengths)
+        return inner.add_(walk([layer.shortcut], x, lengths)[0]), lengths
+    if isinstance(layer, SLSTM):
+        return lstm_ragged(x, lengths, layer.lstm, skip=layer.skip), lengths
     # Snake keeps its own factors in float32, whatever the rest is in.
     return layer(x).to(x.dtype), lengths
-
-
-def _conv(layer: Any, x: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    inner = cast(nn.Conv1d, layer.conv.conv)
-    return conv_ragged(
-        x,
-        lengths,
-        layer.conv,
-        kernel_size=inner.kernel_size[0],
-        stride=inner.stride[0],
-        dilation=inner.dilation[0],
-        pad_mode=layer.pad_mode,
-        causal=layer.causal,
-    )

@@ -41,7 +41,7 @@ Walk = Callable[[Iterable[nn.Module], torch.Tensor, torch.Tensor], tuple[torch.T
 
 _LSTM_BATCHES = 4
 """The LSTM of the encoder takes so many batches of the convolutions at once."""
-_CPU_CONV_S = 4.0
+_CPU_CONV_S = 2.0
 """On a CPU the convolutions take so much sound at a time: what does not fit its cache is slower, not faster."""
 
 
@@ -184,7 +184,7 @@ class SoundCodec:
         parts = self._parts(samples)
         fronts = [self._front(x_B1T[part, :, : samples[part.start]], lengths_B[part])[0] for part in parts]
         hidden_BCT = torch.cat([functional.pad(one, (0, frames[0] - one.shape[-1])) for one in fronts])
-        hidden_BCT, _ = self._walk(self._network.lstm, hidden_BCT, frames_B)
+        hidden_BCT, _ = self._walk(self._network.lstm, hidden_BCT, torch.tensor(frames))
         latents: list[torch.Tensor] = []
         for part in parts:
             y_BDT, _ = self._walk(self._network.back, hidden_BCT[part, :, : frames[part.start]], frames_B[part])

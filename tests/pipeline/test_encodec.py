@@ -84,15 +84,30 @@ def test_decoding_together_gives_the_waves_of_the_package_alone(kind: str, reque
         assert np.abs(wave - package_wave(model, one)).max() <= 1e-5
 
 
+def assert_same_codes(codec: SoundCodec, wave: np.ndarray, alone: np.ndarray, together: np.ndarray) -> None:
+    """Equal, but for a frame where float32 cannot tell two codes apart: a matrix product of one row rounds otherwise than
+    one of many. Hypothesis finds such frames (distances 4e-6 of each other apart)."""
+    for frame in np.flatnonzero((alone != together).any(axis=1)):
+        level = int(np.argmax(alone[frame] != together[frame]))
+        books = codec._codebooks.double().numpy()
+        latent = codec.latents([wave])[0][frame].astype(np.float64)
+        residual = latent - sum(books[below, alone[frame, below]] for below in range(level))
+        one, other = (
+            ((residual - books[level, code]) ** 2).sum() for code in (alone[frame, level], together[frame, level])
+        )
+        assert abs(one - other) <= 1e-5 * max(one, other), f"frame {frame}, level {level}"
+
+
 @settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 20_000), min_size=2, max_size=5), seed=st.integers(0, 1000))
 def test_codes_do_not_depend_on_neighbours(music: SoundCodec, audio: SoundCodec, lengths: list[int], seed: int):
-    """Alone or in any batch, of any lengths, causal or not: the same codes."""
+    """Alone or in any batch, of any lengths, causal or not: the same latents but for rounding, and so the same codes."""
     waves = sounds(lengths, seed=seed)
     for codec in (music, audio):
-        together = codec.encode(waves)
-        for wave, codes in zip(waves, together, strict=True):
-            assert np.array_equal(codec.encode([wave])[0], codes)
+        latents = codec.latents(waves)
+        for wave, codes, latent in zip(waves, codec.encode(waves), latents, strict=True):
+            assert np.abs(codec.latents([wave])[0] - latent).max() <= 1e-6 * np.abs(latent).max()
+            assert_same_codes(codec, wave, codec.encode([wave])[0], codes)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
