@@ -77,7 +77,7 @@ def _pictures(device: str, *, small: bool) -> dict[str, float]:
 
 def _small_seed2() -> tuple[VisionSizes, QuantizerSizes, Unshaped]:
     vision = VisionSizes(width=64, depth=2, mlp=128)
-    sizes = QuantizerSizes(width=64, depth=2, feed_forward=128, vision_width=64)
+    sizes = QuantizerSizes(width=64, depth=2, mlp=128, vision_width=64)
     return vision, sizes, Unshaped(vision_heads=4, qformer_heads=4, image_heads=4)
 
 
@@ -126,6 +126,7 @@ def _measure(
     figures: dict[str, float] = {}
     for precision in PRECISIONS:
         for compiled in (False, True):
+            torch.compiler.reset()  # or the graphs of many codecs in one process reach a limit
             codec = make(precision, compiled)
             codes = list(codec.encode(media))  # warms up, and compiles
             reference = reference or codes

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import EncodecConfig, EncodecModel
 
 from pipeline.tokenizers import encodec_24khz, encodec_32khz
-from pipeline.tokenizers.encodec_network import fold_weight_norm, use_integer_padding
+from pipeline.tokenizers.encodec_network import fold_weight_norm, read_encodec, to_network, use_integer_padding
 from pipeline.tokenizers.sound_codec import SoundCodec
 from shards.errors import ConfigError, TokenizerError
 from tests.fixtures.encodec_checkpoints import (
@@ -54,6 +54,23 @@ def audio(audio_model: Any, tmp_path_factory: pytest.TempPathFactory) -> SoundCo
     return encodec_24khz.load(encodec_24khz.Options(weights=path, device="cpu"))
 
 
+@pytest.fixture(scope="module")
+def exact(music_model: Any, audio_model: Any, tmp_path_factory: pytest.TempPathFactory) -> list[SoundCodec]:
+    """Both codecs with an encoder that computes in float64."""
+    folder = write_hf_folder(tmp_path_factory.mktemp("exact"), music_model)
+    path = folder / "encodec_24khz-d7cc33bc.th"
+    torch.save(audio_model.state_dict(), path)
+    codecs = []
+    for module, weights in ((encodec_32khz, folder), (encodec_24khz, path)):
+        rate = module.MODALITY.rate
+        network = to_network(read_encodec(weights, published=module.PUBLISHED), rate, torch.float64)
+        options = module.Options(weights=weights, device="cpu")
+        codec = SoundCodec("exact", module.MODALITY, network, options, fingerprint="")
+        codec._dtype = torch.float64
+        codecs.append(codec)
+    return codecs
+
+
 def test_music_has_the_codes_of_the_encodec_package_on_the_same_weights(music: SoundCodec, music_model: Any):
     """Two libraries, one set of weights: not one code differs, alone or together."""
     waves = sounds(LENGTHS)
@@ -84,30 +101,30 @@ def test_decoding_together_gives_the_waves_of_the_package_alone(kind: str, reque
         assert np.abs(wave - package_wave(model, one)).max() <= 1e-5
 
 
-def assert_same_codes(codec: SoundCodec, wave: np.ndarray, alone: np.ndarray, together: np.ndarray) -> None:
-    """Equal, but for a frame where float32 cannot tell two codes apart: a matrix product of one row rounds otherwise than
-    one of many. Hypothesis finds such frames (distances 4e-6 of each other apart)."""
-    for frame in np.flatnonzero((alone != together).any(axis=1)):
-        level = int(np.argmax(alone[frame] != together[frame]))
-        books = codec._codebooks.double().numpy()
-        latent = codec.latents([wave])[0][frame].astype(np.float64)
-        residual = latent - sum(books[below, alone[frame, below]] for below in range(level))
-        one, other = (
-            ((residual - books[level, code]) ** 2).sum() for code in (alone[frame, level], together[frame, level])
-        )
-        assert abs(one - other) <= 1e-5 * max(one, other), f"frame {frame}, level {level}"
-
-
 @settings(max_examples=12)
 @given(lengths=st.lists(st.integers(1, 20_000), min_size=2, max_size=5), seed=st.integers(0, 1000))
-def test_codes_do_not_depend_on_neighbours(music: SoundCodec, audio: SoundCodec, lengths: list[int], seed: int):
-    """Alone or in any batch, of any lengths, causal or not: the same latents but for rounding, and so the same codes."""
+def test_codes_do_not_depend_on_neighbours(exact: list[SoundCodec], lengths: list[int], seed: int):
+    """Alone or in any batch, of any lengths, causal or not: the same codes.
+
+    In float64, where no two codes are equally near: in float32 a matrix product of one row rounds otherwise than one of
+    many, by a ten-millionth, and Hypothesis finds the clip where that decides.
+    """
+    waves = sounds(lengths, seed=seed)
+    for codec in exact:
+        together = codec.encode(waves)
+        for wave, codes in zip(waves, together, strict=True):
+            assert np.array_equal(codec.encode([wave])[0], codes)
+
+
+@settings(max_examples=6)
+@given(lengths=st.lists(st.integers(1, 20_000), min_size=2, max_size=5), seed=st.integers(0, 1000))
+def test_latents_do_not_depend_on_neighbours_but_for_rounding(
+    music: SoundCodec, audio: SoundCodec, lengths: list[int], seed: int
+):
     waves = sounds(lengths, seed=seed)
     for codec in (music, audio):
-        latents = codec.latents(waves)
-        for wave, codes, latent in zip(waves, codec.encode(waves), latents, strict=True):
-            assert np.abs(codec.latents([wave])[0] - latent).max() <= 1e-6 * np.abs(latent).max()
-            assert_same_codes(codec, wave, codec.encode([wave])[0], codes)
+        for wave, latents in zip(waves, codec.latents(waves), strict=True):
+            assert np.abs(codec.latents([wave])[0] - latents).max() <= 1e-5 * np.abs(latents).max()
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
