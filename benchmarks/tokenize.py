@@ -29,7 +29,7 @@ from tokenize_jobs.job import prepare_job, run_jobs
 from tokenize_jobs.log import log_path
 from tokenize_jobs.plan import TokenizeConfig, plan_units
 from tokenize_jobs.session import ray_session
-from tokenize_jobs.stages import decode_unit
+from tokenize_jobs.stages import Task, decode_unit
 
 NUM_SHARDS = 2
 PICTURES_PER_SHARD = 240
@@ -63,8 +63,10 @@ def _bare_rate(config: TokenizeConfig) -> float:
     begun = time.monotonic()
     count = 0
     codecs = open_tokenizers(config.tokenizers)
-    for unit in plan_units(config):
-        count += len(list(encode_samples(decode_unit(config, unit).items, codecs)))
+    units = plan_units(config)
+    task = Task(config, "", units)
+    for unit in units:
+        count += len(list(encode_samples(decode_unit(task, unit).items, codecs)))
     return count / (time.monotonic() - begun)
 
 

@@ -11,6 +11,7 @@ Nothing here knows what a unit is cut from; see :mod:`tokenize_jobs.plan`.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -125,24 +126,30 @@ def read_entries(output: Path) -> Iterator[Entry]:
 def fold_ledger(output: Path) -> int:
     """Fold every whole group of entries that is not folded, or that has entries which were replaced.
 
-    Kill -9 anywhere: entries are removed only after the file that holds them is committed.
-
     Returns:
         How many groups were written.
     """
     singles, folds = _listing(output)
-    written = 0
-    for group in sorted({number - number % FOLD_UNITS for number in singles}):
-        numbers = singles.keys() & range(group, group + FOLD_UNITS)
-        if group not in folds and len(numbers) < FOLD_UNITS:
-            continue
-        entries = {entry.number: entry for entry in _read_fold(folds[group])} if group in folds else {}
-        entries.update((number, _read_json(singles[number])) for number in numbers)
-        commit_table(fold_path(output, group), _to_table([entries[number] for number in sorted(entries)]))
-        for number in numbers:
-            singles[number].unlink()
-        written += 1
-    return written
+    counts = Counter(number - number % FOLD_UNITS for number in singles)
+    groups = [group for group in sorted(counts) if group in folds or counts[group] == FOLD_UNITS]
+    for group in groups:
+        fold_group(output, group)
+    return len(groups)
+
+
+def fold_group(output: Path, first: int) -> None:
+    """Fold the group that begins with unit ``first``, all of whose units are done.
+
+    Kill -9 anywhere: entries are removed only after the file that holds them is committed.
+    """
+    path = fold_path(output, first)
+    entries = {entry.number: entry for entry in _read_fold(path)} if path.is_file() else {}
+    single = {number: entry_path(output, number) for number in range(first, first + FOLD_UNITS)}
+    single = {number: path for number, path in single.items() if path.is_file()}
+    entries.update((number, _read_json(path)) for number, path in single.items())
+    commit_table(path, _to_table([entries[number] for number in sorted(entries)]))
+    for path in single.values():
+        path.unlink()
 
 
 def _listing(output: Path) -> tuple[dict[int, Path], dict[int, Path]]:

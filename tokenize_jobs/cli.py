@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,21 +12,26 @@ from pathlib import Path
 from configs.load import load_config, parse_args
 from pipeline.tokenizers.default_fit import ensure_codecs
 from shards.errors import AnyGPTError, ConfigError
-from tokenize_jobs.job import Job, prepare_job, run_jobs
+from tokenize_jobs.job import Choice, Job, prepare_job, run_jobs
 from tokenize_jobs.plan import TokenizeConfig
 from tokenize_jobs.report import format_reports
+
+_SHOWN_UNITS = 1000
 
 
 def tokenize(argv: Sequence[str] | None = None) -> int:
     """``anygpt-tokenize CONFIG...``: corpora to sample shards, all of them in one Ray session."""
-    args = parse_args("anygpt-tokenize", "Tokenize corpora into sample shards.", argv, several=True)
+    args = parse_args("anygpt-tokenize", "Tokenize corpora into sample shards.", argv, several=True, add=_add_arguments)
     try:
+        choice = Choice(only=tuple(_unit_number(name) for name in args.only), retry=args.retry_rejects)
         configs = [load_config(path, TokenizeConfig, args.set) for path in args.config]
         check_outputs(configs)
+        if choice.only and len(configs) > 1:
+            raise ConfigError(f"--only: expected one config, whose units it names, found {len(configs)}")
         if not args.dry_run:
             for config in configs:
                 ensure_codecs(config, say=functools.partial(print, flush=True))
-        jobs = [prepare_job(config, limit=args.limit) for config in configs]
+        jobs = [prepare_job(config, limit=args.limit, choice=choice) for config in configs]
         if args.dry_run:
             for job in jobs:
                 print(job.config.model_dump_json(indent=1))
@@ -36,7 +43,34 @@ def tokenize(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     names = {job.config.output: job.config.dataset_name for job in jobs}
     print(format_reports({names[output]: report for output, report in reports.items()}))
+    for job in jobs:
+        if not job.is_whole:
+            left = len(job.units) - int(job.is_done.sum())
+            print(
+                f"{job.config.dataset_name}: {left:,} of {len(job.units):,} units are left; run without --only for them"
+            )
     return 0
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="UNIT",
+        help="do exactly these units, done or not (names as --dry-run has them)",
+    )
+    which.add_argument(
+        "--retry-rejects", action="store_true", help="besides what is missing, do again the inputs that were rejected"
+    )
+
+
+def _unit_number(name: str) -> int:
+    digits = name.removeprefix("unit-")
+    if not digits.isdecimal():
+        raise ConfigError(f"--only {name}: expected the name of a unit, as unit-000003; --dry-run lists them")
+    return int(digits)
 
 
 def check_outputs(configs: Sequence[TokenizeConfig]) -> None:
@@ -54,15 +88,17 @@ def check_outputs(configs: Sequence[TokenizeConfig]) -> None:
 
 def describe_plan(job: Job) -> str:
     """What a dry run says about one corpus."""
-    inputs = sum(unit.num_items for unit in job.units)
+    todo = set(job.todo.tolist())
     lines = [
-        f"{job.config.dataset_name}: {inputs:,} inputs in {len(job.units):,} units of at most {job.config.unit_items:,}, "
-        f"{len(job.done):,} done, {len(job.missing):,} to do; fingerprint {job.fingerprint}"
+        f"{job.config.dataset_name}: {job.units.num_items:,} inputs in {len(job.units):,} units of at most "
+        f"{job.config.unit_items:,}, {int(job.is_done.sum()):,} done, {len(todo):,} to do; fingerprint {job.fingerprint}"
     ]
-    for unit in job.units:
-        state = "done" if unit.number in job.done else "to do"
+    for unit in itertools.islice(job.units, _SHOWN_UNITS):
+        state = "to do" if unit.number in todo else "done" if job.is_done[unit.number] else "not now"
         where = f"{unit.source.path.relative_to(job.config.root)}"
         lines.append(
             f"  {unit.shard(job.config.output)}  {where} {unit.source.part}[{unit.start}:{unit.stop}]  {state}"
         )
+    if len(job.units) > _SHOWN_UNITS:
+        lines.append(f"  ... and {len(job.units) - _SHOWN_UNITS:,} more")
     return "\n".join(lines)

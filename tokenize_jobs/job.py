@@ -12,34 +12,41 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import ray.data
 from tqdm import tqdm
 
 from pipeline.media import check_front_end, front_end_facts
 from pipeline.tokenization import TOKENIZATION_VERSION
 from pipeline.tokenizers.codecs import open_tokenizers
+from shards.errors import ConfigError
+from shards.ledger import FOLD_UNITS, Entry, fold_group, fold_ledger, read_entries, unit_name
 from shards.manifest import MANIFEST_NAME, write_manifest
 from shards.records import FORMAT_VERSION
 from tokenize_jobs.ledger import (
-    Entry,
     check_facts,
-    check_no_strangers,
     commit_facts,
+    committed_entry,
     only_writer,
-    read_entry,
+    planned_entries,
     remove_temporaries,
 )
+from tokenize_jobs.listing import keep_listing
 from tokenize_jobs.log import JobLog
-from tokenize_jobs.plan import TokenizeConfig, Unit, plan_units
+from tokenize_jobs.plan import TokenizeConfig, Units, plan_units
 from tokenize_jobs.rejects import check_budget, join_parts
 from tokenize_jobs.report import make_manifest, read_report, summarize, write_report
 from tokenize_jobs.session import ray_session
 from tokenize_jobs.stages import EncodeRow, Task, decode_row
+from tokenize_jobs.watchdog import remove_notes
 
+_MAX_BLOCKS = 4096
 # What decides where bytes go and who makes them, and never which bytes they are.
 _MACHINE_KEYS = {"root", "output", "workers", "cluster", "budget"}
 # Said better by the codecs' fingerprints and by the front end's own facts.
@@ -47,49 +54,93 @@ _SAID_ELSEWHERE = {"tokenizers", "fit", "media", "windows"}
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Which units of a plan a call does; by default those that are missing.
+
+    Attributes:
+        only: numbers of units that are done whether they have an entry or not, and no others.
+        retry: besides the missing ones, units with rejects, and of them the rejected inputs alone.
+    """
+
+    only: tuple[int, ...] = ()
+    retry: bool = False
+
+
+@dataclass(slots=True)
 class Job:
     """One corpus of a call: what is to be made, and what is there.
 
     Attributes:
         facts: everything that decides the bytes of the dataset; ``fingerprint`` is theirs.
-        done: unit number -> its entry.
-        finished: manifest and report are there too.
+        is_done: (units,) bool; ``again`` are numbers of units whose entry is there but whose files are not.
+        rejected: inputs rejected in the units that are done, by reason.
+        todo: numbers of the units this call does.
+        finished: nothing to do; manifest and report are there too.
     """
 
     config: TokenizeConfig
     facts: Mapping[str, Any]
     fingerprint: str
-    units: tuple[Unit, ...]
-    done: dict[int, Entry] = field(default_factory=dict[int, Entry])
-    finished: bool = False
+    units: Units
+    choice: Choice
+    is_done: npt.NDArray[np.bool_]
+    again: npt.NDArray[np.int64]
+    todo: npt.NDArray[np.int64]
+    rejected: Counter[str]
+    finished: bool
 
     @property
-    def missing(self) -> list[Unit]:
-        """Units that have to be done."""
-        return [unit for unit in self.units if unit.number not in self.done]
+    def is_whole(self) -> bool:
+        """Whether every unit is done."""
+        return bool(self.is_done.all())
 
     @property
     def task(self) -> Task:
         """What workers know of it."""
-        return Task(self.config, self.fingerprint)
+        redo = bool(self.choice.only) or self.choice.retry
+        return Task(self.config, self.fingerprint, self.units.sources_only(), redo=redo, retry=self.choice.retry)
 
 
-def prepare_job(config: TokenizeConfig, *, limit: int | None = None) -> Job:
+def prepare_job(config: TokenizeConfig, *, limit: int | None = None, choice: Choice | None = None) -> Job:
     """Plan a corpus and look up what is done; writes nothing.
 
     Raises:
-        ConfigError, CorpusError: the corpus cannot be read.
+        ConfigError, CorpusError: the corpus cannot be read, or has no such unit.
         ConfigError: a codec is missing, or reads another sample rate than the config gives it.
         FingerprintMismatch, DatasetError: ``output`` holds something else.
     """
-    units = tuple(plan_units(config, limit=limit))
+    choice = choice or Choice()
+    units = plan_units(config, limit=limit)
     facts = collect_facts(config, limit=limit)
     fingerprint = check_facts(config.output, facts)
-    check_no_strangers(config.output, units)
-    entries = {unit.number: read_entry(unit, config.output, config.root, fingerprint) for unit in units}
-    done = {number: entry for number, entry in entries.items() if entry is not None}
-    finished = len(done) == len(units) and (config.output / MANIFEST_NAME).is_file()
-    return Job(config, facts, fingerprint, units, done, finished and read_report(config.output) is not None)
+    is_done, has_rejects = np.zeros(len(units), bool), np.zeros(len(units), bool)
+    rejected: Counter[str] = Counter()
+    again: list[int] = []
+    for entry, is_there in planned_entries(units, config.output, config.root, fingerprint):
+        if not is_there:
+            again.append(entry.number)
+            continue
+        is_done[entry.number] = True
+        has_rejects[entry.number] = bool(entry.rejected)
+        rejected.update(entry.rejected)
+    todo = _choose(choice, is_done, has_rejects, config)
+    is_written = (config.output / MANIFEST_NAME).is_file() and read_report(config.output) is not None
+    finished = bool(is_done.all()) and not len(todo) and is_written
+    return Job(config, facts, fingerprint, units, choice, is_done, np.array(again, np.int64), todo, rejected, finished)
+
+
+def _choose(
+    choice: Choice, is_done: npt.NDArray[np.bool_], has_rejects: npt.NDArray[np.bool_], config: TokenizeConfig
+) -> npt.NDArray[np.int64]:
+    if choice.only:
+        numbers = np.unique(np.array(choice.only, np.int64))
+        if numbers[-1] >= len(is_done):
+            raise ConfigError(
+                f"--only {unit_name(int(numbers[-1]))}: expected a unit of {config.dataset_name}, which has "
+                f"{len(is_done)}, from {unit_name(0)} to {unit_name(len(is_done) - 1)}; --dry-run lists them"
+            )
+        return numbers
+    return np.flatnonzero(~is_done | has_rejects if choice.retry else ~is_done)
 
 
 def collect_facts(config: TokenizeConfig, *, limit: int | None = None) -> dict[str, Any]:
@@ -108,7 +159,7 @@ def run_jobs(jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
     """Do what is missing, all corpora in one pipeline; a corpus is finished as soon as its last unit is.
 
     Returns:
-        The report of every corpus by its output; the stored one where nothing was to be done.
+        The report of every corpus by its output; the stored one where nothing was to be done, none where units are left.
     """
     open_jobs = [job for job in jobs if not job.finished]
     with ExitStack() as stack:
@@ -118,18 +169,18 @@ def run_jobs(jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
             log = JobLog(corpus=job.config.dataset_name, output=job.config.output)
             logs[job.config.output] = stack.enter_context(log)
             _begin(job)
-            log.begun(units=len(job.units), missing=len(job.missing))
+            log.begun(units=len(job.units), missing=len(job.todo))
         started = time.monotonic()
+        left = {job.config.output: len(job.todo) for job in open_jobs}
         for job in open_jobs:
-            if not job.missing:
+            if not left[job.config.output] and job.is_whole:
                 _finish(job, logs[job.config.output], time.monotonic() - started)
-        for job, row in _done_rows(open_jobs):
-            logs[job.config.output].unit_done(
-                job.units[int(row["number"])], job.done[int(row["number"])], row["busy_s"]
-            )
-            if not job.missing:
+        for job, entry, row in _done_rows(open_jobs):
+            logs[job.config.output].unit_done(entry, row)
+            left[job.config.output] -= 1
+            if not left[job.config.output] and job.is_whole:
                 _finish(job, logs[job.config.output], time.monotonic() - started)
-    reports = {job.config.output: read_report(job.config.output) for job in jobs}
+    reports = {job.config.output: read_report(job.config.output) for job in jobs if job.is_whole}
     return {output: report for output, report in reports.items() if report is not None}
 
 
@@ -138,62 +189,77 @@ def _begin(job: Job) -> None:
     remove_temporaries(job.config.output)
     (job.config.output / MANIFEST_NAME).unlink(missing_ok=True)
     commit_facts(job.config.output, job.facts)
+    keep_listing(job.config, job.units.sources)
+    fold_ledger(job.config.output)
 
 
-def _done_rows(jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, Any]]]:
-    """Run all missing units; one row each as it is committed, its entry put into ``job.done``."""
-    rows = [{"task": number, **unit.to_row()} for number, job in enumerate(jobs) for unit in job.missing]
-    if not rows:
+def _done_rows(jobs: Sequence[Job]) -> Iterator[tuple[Job, Entry, dict[str, Any]]]:
+    """Do all units that are to be done; one row each as it is committed, with its entry."""
+    total = sum(len(job.todo) for job in jobs)
+    if not total:
         return
-    total = sum(len(job.units) for job in jobs)
-    workers = min(max(job.config.workers for job in jobs), len(rows))
+    workers = min(max(job.config.workers for job in jobs), total)
     cluster = jobs[0].config.cluster
     with (
-        tqdm(total=total, initial=total - len(rows), unit="unit", desc="tokenize", disable=None) as progress,
+        tqdm(total=total, unit="unit", desc="tokenize", disable=None) as progress,
         ray_session(workers=workers, address=cluster.address),
     ):
-        rejected = [_rejected_so_far(job) for job in jobs]
-        for row in _pipeline(rows, jobs, workers):
+        for row in _pipeline(jobs, workers):
             if row["error"]:
                 raise pickle.loads(row["error"])
             job = jobs[int(row["task"])]
-            unit = job.units[int(row["number"])]
-            entry = read_entry(unit, job.config.output, job.config.root, job.fingerprint)
-            assert entry is not None, (
-                f"{unit.name}: committed by its worker, not seen here; is {job.config.output} shared?"
-            )
-            job.done[unit.number] = entry
-            rejected[int(row["task"])].update(entry.rejected)
-            _check_run_budget(job, rejected[int(row["task"])], sum(unit.num_items for unit in job.units))
+            entry = committed_entry(job.units[int(row["number"])], job.config.output)
+            _count(job, entry)
             progress.update()
-            yield job, row
+            yield job, entry, row
 
 
-def _pipeline(rows: Sequence[dict[str, Any]], jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
+def _count(job: Job, entry: Entry) -> None:
+    """Take a committed unit into account, and fold its group of the ledger when it was the last one."""
+    if not job.is_done[entry.number]:
+        job.rejected.update(entry.rejected)
+        job.is_done[entry.number] = True
+        first = entry.number - entry.number % FOLD_UNITS
+        group = job.is_done[first : first + FOLD_UNITS]
+        if len(group) == FOLD_UNITS and group.all():
+            fold_group(job.config.output, first)
+    _check_run_budget(job, job.rejected, job.units.num_items)
+
+
+def _pipeline(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
     """Rows of counts in the order units are done. Equal resources let Ray fuse both stages into one process."""
     tasks = [job.task for job in jobs]
     cluster = jobs[0].config.cluster
+    rows = pa.concat_tables([job.units.to_table(job.todo, task=n, again=job.again) for n, job in enumerate(jobs)])
     # With few units none may queue behind a busy worker while another is idle; with many, queueing hides the round trip.
-    in_flight = 1 if len(rows) < 8 * workers else None
-    units = ray.data.from_items(list(rows), override_num_blocks=len(rows))
+    in_flight = cluster.encode_threads if len(rows) < 8 * workers else None
+    # Ray keeps some kilobytes of each block: with a million units, a block is many of them, done one after another.
+    size = -(-len(rows) // _MAX_BLOCKS)
+    blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
+    units = ray.data.from_arrow(blocks)
     # Ray's annotations know functions of a row alone, neither their keyword arguments nor callable classes.
     decode, encode = cast(Any, decode_row), cast(Any, EncodeRow)
-    decoded = units.map(decode, fn_kwargs={"tasks": tasks}, num_cpus=cluster.decode_cpus)
+    decoded = units.map(
+        decode,
+        fn_kwargs={"tasks": tasks},
+        num_cpus=cluster.decode_cpus,
+        resources=cluster.decode_resources or None,
+    )
+    encoders = min(cluster.encoders or workers, len(rows))
     encoded = decoded.map(
         encode,
         fn_constructor_args=(tasks,),
-        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=in_flight),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=encoders,
+            max_size=max(encoders, cluster.max_encoders),
+            max_tasks_in_flight_per_actor=in_flight,
+            max_concurrent_calls_per_actor=cluster.encode_threads,
+            enable_true_multi_threading=cluster.encode_threads > 1,
+        ),
         num_cpus=cluster.encode_cpus,
         num_gpus=cluster.encode_gpus or None,
     )
     yield from encoded.iter_rows()
-
-
-def _rejected_so_far(job: Job) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for entry in job.done.values():
-        total.update(entry.rejected)
-    return total
 
 
 def _check_run_budget(job: Job, rejected: Mapping[str, int], inputs: int) -> None:
@@ -202,15 +268,17 @@ def _check_run_budget(job: Job, rejected: Mapping[str, int], inputs: int) -> Non
 
 
 def _finish(job: Job, log: JobLog, seconds: float) -> None:
-    """Join the units' parts, write the report, and the manifest last."""
+    """Fold the ledger, join the units' parts, write the report, and the manifest last."""
     config = job.config
-    entries = [job.done[unit.number] for unit in job.units]
+    fold_ledger(config.output)
+    entries = list(read_entries(config.output))
     summary = summarize(entries)
     _check_run_budget(job, summary["rejected"], summary["inputs"])
-    parts = [unit.left_out(config.output) for unit in job.units if job.done[unit.number].left_out_sha256]
+    parts = (job.units[entry.number].left_out(config.output) for entry in entries if entry.left_out_sha256)
     join_parts(parts, config.output)
     report = write_report(config.output, summary, seconds=seconds)
     remove_temporaries(config.output)
+    remove_notes(config.output)
     manifest = make_manifest(
         config.dataset_name,
         entries,

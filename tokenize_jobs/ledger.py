@@ -1,4 +1,4 @@
-"""Which units are done. One small file per unit, committed last: it exists only when everything it names is whole.
+"""What a run asks of the ledger (:mod:`shards.ledger`): which units of its plan are done, and with the same facts?
 
 Kill -9 anywhere: a unit without an entry is simply done again and gives the same bytes. The ledger also keeps the
 facts a dataset was made with, so that going on with other facts is an error that says what changed.
@@ -9,52 +9,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import DatasetError, FingerprintMismatch
-from shards.manifest import ShardEntry, fingerprint
+from shards.ledger import FACTS_NAME, LEDGER, Entry, entry_path, read_entries, read_entry
+from shards.manifest import fingerprint
 from shards.writer import TEMPORARY_SUFFIX, commit_bytes
 
 if TYPE_CHECKING:
     # Only named in types: planning opens corpora and codecs, which takes seconds to import.
-    from tokenize_jobs.plan import Unit
-
-FACTS_NAME = "facts.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """What a finished unit made.
-
-    Attributes:
-        source: the raw file, relative to the corpus root, and its part; with ``source_bytes``, ``start`` and ``stop``
-            it says what the unit was, so that a changed corpus is noticed.
-        inputs: items after windows were cut; always ``written + filtered + rejected``.
-        tokens: media tokens by modality, as the language model reads them.
-        seconds: length of sound by modality.
-        shard: None when no sample was left.
-        left_out_sha256: of its part of the rejects, empty when nothing was left out.
-    """
-
-    unit: str
-    fingerprint: str
-    source: str
-    source_bytes: int
-    start: int
-    stop: int
-    inputs: int
-    written: int
-    filtered: Mapping[str, int] = field(default_factory=dict[str, int])
-    rejected: Mapping[str, int] = field(default_factory=dict[str, int])
-    tokens: Mapping[str, int] = field(default_factory=dict[str, int])
-    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
-    images: int = 0
-    shard: ShardEntry | None = None
-    left_out_sha256: str = ""
+    from tokenize_jobs.plan import Unit, Units
 
 
 def source_name(unit: Unit, root: Path) -> str:
@@ -69,41 +36,43 @@ def source_bytes(unit: Unit) -> int:
     return unit.source.path.stat().st_size if unit.source.path.is_file() else 0
 
 
-def commit_entry(entry: Entry, path: Path, *, writer: str) -> None:
-    """Write a unit's entry: the moment it is done."""
-    data = json.dumps(asdict(entry), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    commit_bytes(path, data.encode(), writer=writer)
-
-
-def read_entry(unit: Unit, output: Path, root: Path, expected_fingerprint: str) -> Entry | None:
-    """A unit's entry, or None when the unit has to be done.
+def planned_entries(units: Units, output: Path, root: Path, expected_fingerprint: str) -> Iterator[tuple[Entry, bool]]:
+    """Every entry in order, a thousand in memory at a time, and whether its files are there; else its unit is done again.
 
     Raises:
-        DatasetError: the entry is of another slice or another raw file than the plan's.
+        DatasetError: an entry is of another slice or another raw file than the plan's, or of none.
+        FingerprintMismatch: an entry was made with other facts.
     """
-    path = unit.entry(output)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        shard = data.pop("shard")
-        entry = Entry(shard=ShardEntry(**shard) if shard else None, **data)
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as error:
+    shards, left_out = _sizes(output / "shards"), _sizes(output / "rejects")
+    bytes_of: dict[Path, int] = {}
+    for entry in read_entries(output):
+        if entry.number >= len(units):
+            raise DatasetError(
+                f"{output}: holds units (first {entry.unit}) that this corpus no longer has: it now makes {len(units)}; "
+                "restore the corpus, or choose another output"
+            )
+        unit = units[entry.number]
+        if unit.source.path not in bytes_of:
+            bytes_of[unit.source.path] = source_bytes(unit)
+        _check_entry(entry, unit, bytes_of[unit.source.path], root, expected_fingerprint, output)
+        name = f"{entry.unit}.parquet"
+        has_shard = entry.shard is None or shards.get(name) == entry.shard.num_bytes
+        yield entry, has_shard and (not entry.left_out_sha256 or name in left_out)
+
+
+def committed_entry(unit: Unit, output: Path) -> Entry:
+    """The entry of a unit that a worker has just done.
+
+    Raises:
+        DatasetError: it is not there: driver and workers do not see the same folder.
+    """
+    entry = read_entry(output, unit.number)
+    if entry is None:
         raise DatasetError(
-            f"{path}: expected a ledger entry, found {error!r}; remove that file and run again"
-        ) from error
-    if entry.fingerprint != expected_fingerprint:
-        raise FingerprintMismatch(
-            f"{path}: made with fingerprint {entry.fingerprint}, this run has {expected_fingerprint}; choose another output"
+            f"{entry_path(output, unit.number)}: committed by its worker, not seen here; output must be a folder that "
+            "every node sees: a shared file system, or an object store (s3://, gs://)"
         )
-    found = (entry.source, entry.source_bytes, entry.start, entry.stop)
-    planned = (source_name(unit, root), source_bytes(unit), unit.start, unit.stop)
-    if found != planned:
-        raise DatasetError(
-            f"{path}: this unit was made from {_slice(found)}, the corpus now has {_slice(planned)} in its place; "
-            "restore the corpus, or choose another output"
-        )
-    return entry if _is_whole(entry, unit, output) else None
+    return entry
 
 
 def check_facts(output: Path, facts: Mapping[str, Any]) -> str:
@@ -112,7 +81,7 @@ def check_facts(output: Path, facts: Mapping[str, Any]) -> str:
     Raises:
         FingerprintMismatch: naming every fact that changed.
     """
-    path = output / "ledger" / FACTS_NAME
+    path = output / LEDGER / FACTS_NAME
     if path.is_file():
         stored = json.loads(path.read_text(encoding="utf-8"))
         changes = list(_changes(stored, json.loads(json.dumps(facts)), ""))
@@ -127,21 +96,9 @@ def check_facts(output: Path, facts: Mapping[str, Any]) -> str:
 def commit_facts(output: Path, facts: Mapping[str, Any]) -> None:
     """Store the facts beside the entries; done before the first unit."""
     data = json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    path = output / "ledger" / FACTS_NAME
+    path = output / LEDGER / FACTS_NAME
     if not path.is_file():
         commit_bytes(path, data.encode())
-
-
-def check_no_strangers(output: Path, units: Sequence[Unit]) -> None:
-    """Raise ``DatasetError`` if the ledger has units that the plan does not know: the corpus has shrunk."""
-    known = {unit.name for unit in units}
-    found = sorted(path.stem for path in (output / "ledger").glob("unit-*.json"))
-    strangers = [name for name in found if name not in known]
-    if strangers:
-        raise DatasetError(
-            f"{output}: holds {len(strangers)} units (first {strangers[0]}) that this corpus no longer has: it now makes "
-            f"{len(units)}; restore the corpus, or choose another output"
-        )
 
 
 def remove_temporaries(output: Path) -> None:
@@ -172,12 +129,30 @@ def only_writer(output: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _is_whole(entry: Entry, unit: Unit, output: Path) -> bool:
-    """Whether the files an entry names are there; their checksums are anygpt-verify's business."""
-    shard, left_out = unit.shard(output), unit.left_out(output)
-    if entry.shard is not None and not (shard.is_file() and shard.stat().st_size == entry.shard.num_bytes):
-        return False
-    return not entry.left_out_sha256 or left_out.is_file()
+def _check_entry(entry: Entry, unit: Unit, num_bytes: int, root: Path, expected_fingerprint: str, output: Path) -> None:
+    if entry.fingerprint != expected_fingerprint:
+        raise FingerprintMismatch(
+            f"{output}: {entry.unit} was made with fingerprint {entry.fingerprint}, this run has {expected_fingerprint}; "
+            "choose another output"
+        )
+    found = (entry.source, entry.source_bytes, entry.start, entry.stop)
+    planned = (source_name(unit, root), num_bytes, unit.start, unit.stop)
+    if found != planned:
+        raise DatasetError(
+            f"{output}: {entry.unit} was made from {_slice(found)}, the corpus now has {_slice(planned)} in its place; "
+            "restore the corpus, or choose another output"
+        )
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Name and size of every file in a folder, by one listing; checksums are anygpt-verify's business."""
+    if not folder.is_dir():
+        return {}
+    if isinstance(folder, Path):
+        with os.scandir(folder) as files:
+            return {file.name: file.stat().st_size for file in files}
+    found: dict[str, Any] = folder.fs.find(folder.path, detail=True)
+    return {name.rpartition("/")[2]: int(facts["size"]) for name, facts in found.items()}
 
 
 def _slice(what: tuple[str, int, int, int]) -> str:

@@ -11,13 +11,18 @@ from typing import Any, TextIO
 
 import structlog
 
-from tokenize_jobs.ledger import Entry
-from tokenize_jobs.plan import Unit
+from shards.ledger import Entry
+
+
+def beside(output: Path, suffix: str) -> Path:
+    """A file that belongs to a dataset and is not part of it; of one in an object store, on this machine under ``logs``."""
+    folder = output.parent if isinstance(output, Path) else Path("logs")
+    return folder / f"{output.name}{suffix}"
 
 
 def log_path(output: Path) -> Path:
     """Where the log of a dataset lies."""
-    return output.with_name(output.name + ".log.jsonl")
+    return beside(output, ".log.jsonl")
 
 
 class JobLog:
@@ -28,6 +33,7 @@ class JobLog:
         self._path = log_path(output)
 
     def __enter__(self) -> JobLog:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file: TextIO = self._path.open("a", encoding="utf-8")
         processors = [structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.JSONRenderer()]
         logger = structlog.wrap_logger(structlog.WriteLogger(self._file), processors=processors)
@@ -41,18 +47,25 @@ class JobLog:
         """A run starts."""
         self._log.info("tokenize_begun", units=units, missing=missing)
 
-    def unit_done(self, unit: Unit, entry: Entry, busy_s: float) -> None:
-        """A unit was committed."""
+    def unit_done(self, entry: Entry, row: Mapping[str, Any]) -> None:
+        """A unit was committed; ``row`` has who made it and how long that took."""
+        times = {name: round(float(row[name]), 3) for name in ("decode_s", "encode_s", "wait_s")}
         self._log.info(
             "unit_done",
-            unit=unit.name,
+            unit=entry.unit,
             source=entry.source,
             inputs=entry.inputs,
             written=entry.written,
             filtered=dict(entry.filtered),
             rejected=dict(entry.rejected),
             tokens=dict(entry.tokens),
-            busy_s=round(busy_s, 3),
+            sound_s={name: round(seconds, 3) for name, seconds in entry.seconds.items()},
+            images=entry.images,
+            source_bytes=entry.source_bytes,
+            **times,
+            busy_s=round(times["decode_s"] + times["encode_s"], 3),
+            device=row["device"],
+            worker=row["worker"],
         )
 
     def finished(self, report: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ a job that is reading the wrong thing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from pipeline.samples import Filtered, Reject
 from shards.errors import RejectBudgetExceeded
-from shards.writer import commit_table
+from shards.writer import commit_bytes
 
 REJECTS_NAME = "rejects.parquet"
 FILTERED_NAME = "filtered.parquet"
 
+_GROUP_ROWS = 1 << 16
 MIN_INPUTS_FOR_BUDGET = 100
 """A share of fewer inputs says nothing: one broken file of three is no sign that the config is wrong."""
 
@@ -58,13 +59,40 @@ def left_out_table(items: Iterable[Reject | Filtered], unit: str) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=PART_SCHEMA)
 
 
-def join_parts(parts: Sequence[Path], output: Path) -> None:
-    """Commit ``rejects.parquet`` and ``filtered.parquet``, both also when empty, from the units' parts in order."""
-    tables = [pq.read_table(part, schema=PART_SCHEMA) for part in parts]
-    table = pa.concat_tables([PART_SCHEMA.empty_table(), *tables])
-    rejected = pc.field("rejected")
-    for name, chosen in ((REJECTS_NAME, rejected), (FILTERED_NAME, ~rejected)):
-        commit_table(output / name, table.filter(chosen).select(REJECT_SCHEMA.names))
+def join_parts(parts: Iterable[Path], output: Path) -> None:
+    """Commit ``rejects.parquet`` and ``filtered.parquet``, both also when empty, from the units' parts in order.
+
+    In memory are one row group, and the files as they are compressed.
+    """
+    rejects, filtered = _Joined(), _Joined()
+    for part in parts:
+        with part.open("rb") as file:
+            table = pq.read_table(file, schema=PART_SCHEMA)
+        for joined, chosen in ((rejects, pc.field("rejected")), (filtered, ~pc.field("rejected"))):
+            joined.add(table.filter(chosen).select(REJECT_SCHEMA.names))
+    commit_bytes(output / REJECTS_NAME, rejects.close())
+    commit_bytes(output / FILTERED_NAME, filtered.close())
+
+
+class _Joined:
+    """A Parquet file in the making, its row groups cut by rows alone and not by the parts they come in."""
+
+    def __init__(self) -> None:
+        self._sink = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._sink, REJECT_SCHEMA, compression="zstd", compression_level=3)
+        self._waiting = REJECT_SCHEMA.empty_table()
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting = pa.concat_tables([self._waiting, table])
+        while len(self._waiting) >= _GROUP_ROWS:
+            self._writer.write_table(self._waiting.slice(0, _GROUP_ROWS))
+            self._waiting = self._waiting.slice(_GROUP_ROWS)
+
+    def close(self) -> bytes:
+        if len(self._waiting):
+            self._writer.write_table(self._waiting)
+        self._writer.close()
+        return self._sink.getvalue().to_pybytes()
 
 
 def count_reasons(items: Iterable[Reject | Filtered]) -> dict[str, int]:
