@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,18 +28,25 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def parse_args(
-    program: str, description: str, argv: Sequence[str] | None, *, several: bool = False
+    program: str,
+    description: str,
+    argv: Sequence[str] | None,
+    *,
+    several: bool = False,
+    add: Callable[[argparse.ArgumentParser], object] = lambda parser: None,
 ) -> argparse.Namespace:
     """The one command-line grammar: ``CONFIG [--set key=value]... [--limit N] [--dry-run]``.
 
     Args:
         several: accept more than one CONFIG (``args.config`` is then a list).
+        add: adds what one command has besides.
     """
     parser = argparse.ArgumentParser(prog=program, description=description)
     parser.add_argument("config", type=Path, nargs="+" if several else None, metavar="CONFIG")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one key, e.g. a.b=1")
     parser.add_argument("--limit", type=int, default=None, metavar="N", help="stop after N inputs")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved config and the plan, do nothing")
+    add(parser)
     return parser.parse_args(argv)
 
 
