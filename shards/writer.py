@@ -23,11 +23,16 @@ def commit_bytes(path: Path, data: bytes, *, writer: str = "") -> str:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + writer + TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    commit_file(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        commit_file(temporary, path)
+    except OSError:
+        # A full disk is not made fuller by what did not fit.
+        temporary.unlink(missing_ok=True)
+        raise
     return hashlib.sha256(data).hexdigest()
 
 

@@ -1,7 +1,7 @@
 """A sample that hangs its decoder costs its worker, not the job.
 
 No thread can be stopped from outside in Python, and a decoder that loops inside a C library answers no signal. So a
-watchdog thread notes the sample in ``OUTPUT/ledger/unit-NNNNNN.hangs.json`` and ends the process; Ray starts another, which
+watchdog thread notes the sample in ``OUTPUT/ledger/hangs-NNNNNN.json`` and ends the process; Ray starts another, which
 does the unit again and rejects that sample (``decode_timeout``) without touching it. The note goes when the dataset is
 finished; until then a run that is killed does not wait for the same sample again.
 
@@ -19,11 +19,10 @@ from pathlib import Path
 from types import TracebackType
 
 from pipeline.samples import Filtered, RawSample, Reject
-from shards.ledger import LEDGER, unit_name
+from shards.ledger import LEDGER
 from shards.writer import commit_bytes
 
 EXIT_CODE = 75
-_SUFFIX = ".hangs.json"
 
 
 class Watchdog:
@@ -74,12 +73,12 @@ class Watchdog:
 
 def remove_notes(output: Path) -> None:
     """Forget what has hung; it is in the rejects by now."""
-    for path in (output / LEDGER).glob(f"*{_SUFFIX}"):
+    for path in (output / LEDGER).glob("hangs-*.json"):
         path.unlink(missing_ok=True)
 
 
 def _note(output: Path, number: int) -> Path:
-    return output / LEDGER / f"{unit_name(number)}{_SUFFIX}"
+    return output / LEDGER / f"hangs-{number:06d}.json"
 
 
 def _read(path: Path) -> frozenset[str]:
