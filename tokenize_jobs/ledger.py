@@ -20,6 +20,8 @@ from shards.manifest import fingerprint
 from shards.writer import TEMPORARY_SUFFIX, commit_bytes
 
 if TYPE_CHECKING:
+    from pipeline.samples import Source
+
     # Only named in types: planning opens corpora and codecs, which takes seconds to import.
     from tokenize_jobs.plan import Unit, Units
 
@@ -44,7 +46,7 @@ def planned_entries(units: Units, output: Path, root: Path, expected_fingerprint
         FingerprintMismatch: an entry was made with other facts.
     """
     shards, left_out = _sizes(output / "shards"), _sizes(output / "rejects")
-    bytes_of: dict[Path, int] = {}
+    facts_of: dict[Source, tuple[str, int]] = {}
     for entry in read_entries(output):
         if entry.number >= len(units):
             raise DatasetError(
@@ -52,9 +54,9 @@ def planned_entries(units: Units, output: Path, root: Path, expected_fingerprint
                 "restore the corpus, or choose another output"
             )
         unit = units[entry.number]
-        if unit.source.path not in bytes_of:
-            bytes_of[unit.source.path] = source_bytes(unit)
-        _check_entry(entry, unit, bytes_of[unit.source.path], root, expected_fingerprint, output)
+        if unit.source not in facts_of:
+            facts_of[unit.source] = (source_name(unit, root), source_bytes(unit))
+        _check_entry(entry, (*facts_of[unit.source], unit.start, unit.stop), expected_fingerprint, output)
         name = f"{entry.unit}.parquet"
         has_shard = entry.shard is None or shards.get(name) == entry.shard.num_bytes
         yield entry, has_shard and (not entry.left_out_sha256 or name in left_out)
@@ -129,14 +131,13 @@ def only_writer(output: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def _check_entry(entry: Entry, unit: Unit, num_bytes: int, root: Path, expected_fingerprint: str, output: Path) -> None:
+def _check_entry(entry: Entry, planned: tuple[str, int, int, int], expected_fingerprint: str, output: Path) -> None:
     if entry.fingerprint != expected_fingerprint:
         raise FingerprintMismatch(
             f"{output}: {entry.unit} was made with fingerprint {entry.fingerprint}, this run has {expected_fingerprint}; "
             "choose another output"
         )
     found = (entry.source, entry.source_bytes, entry.start, entry.stop)
-    planned = (source_name(unit, root), num_bytes, unit.start, unit.stop)
     if found != planned:
         raise DatasetError(
             f"{output}: {entry.unit} was made from {_slice(found)}, the corpus now has {_slice(planned)} in its place; "
