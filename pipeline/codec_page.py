@@ -39,10 +39,14 @@ _NAMES = {
 
 def write_codec_page(title: str, reports: Sequence[CodecReport]) -> str:
     """The whole page; equal arguments give equal text."""
-    css = _css(Path(shards.inspector.__file__).with_name("inspector.css")) + _css(_beside("codec_page.css"))
+    return fill_page(title, [_overview(reports), *map(_section, reports)])
+
+
+def fill_page(title: str, body: Sequence[str], *, css: str = "") -> str:
+    """A whole page in the inspector's colours around pieces of HTML, with what more a kind of page needs of style."""
+    styles = _css(Path(shards.inspector.__file__).with_name("inspector.css")) + _css(_beside("codec_page.css")) + css
     template = Template(_beside("codec_page.html").read_text(encoding="utf-8"))
-    lines = [_overview(reports), *map(_section, reports)]
-    return template.substitute(title=escape(title), css=css, body="\n".join(lines))
+    return template.substitute(title=escape(title), css=styles, body="\n".join(body))
 
 
 def usage_chart(level: LevelUsage, *, width: int = _WIDTH) -> str:
@@ -121,7 +125,7 @@ def _overview(reports: Sequence[CodecReport]) -> str:
         for one in reports
     ]
     head = ("modality", "codec", "fingerprint", "levels × codes", "measured on", "room", "used (entropy)")
-    return _table(head, rows, text_columns=3)
+    return html_table(head, rows, text_columns=3)
 
 
 def _section(report: CodecReport) -> str:
@@ -195,7 +199,7 @@ def _quality_table(report: CodecReport) -> str:
     for name, value in report.quality:
         label, unit, meaning = _NAMES[name if name in _NAMES else name.removeprefix(f"{report.modality}_")]
         rows.append((label, meaning, f"{value:.2f} {unit}"))
-    return f"<h3>Quality</h3>{_table(('figure', 'what it compares', 'value'), rows, text_columns=2)}"
+    return f"<h3>Quality</h3>{html_table(('figure', 'what it compares', 'value'), rows, text_columns=2)}"
 
 
 def _levels_table(report: CodecReport) -> str:
@@ -214,7 +218,7 @@ def _levels_table(report: CodecReport) -> str:
         )
         for level in report.levels
     ]
-    return _table(head, rows, text_columns=1)
+    return html_table(head, rows, text_columns=1)
 
 
 def _caveat(report: CodecReport) -> str:
@@ -253,7 +257,7 @@ def _medium(medium: Medium, report: CodecReport, name: str) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int) -> str:
     """A table whose first columns are words and whose others are numbers."""
     kinds = ["" if place < text_columns else ' class="number"' for place in range(len(head))]
     header = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for kind, cell in zip(kinds, head, strict=True))

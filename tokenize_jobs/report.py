@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from shards.ledger import Entry
 from shards.manifest import Manifest, ShardEntry
 from shards.modality import SOUNDS
 from shards.records import FORMAT_VERSION
 from shards.writer import commit_bytes
-from tokenize_jobs.ledger import Entry
+from tokenize_jobs.timing import Times, times_report
 
 REPORT_NAME = "report.json"
 
@@ -59,11 +60,30 @@ def make_manifest(
     )
 
 
-def write_report(output: Path, summary: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
-    """Commit ``report.json``: the sums, and how long it took this run to make what was missing."""
+def write_report(
+    output: Path,
+    summary: Mapping[str, Any],
+    *,
+    seconds: float,
+    times: Times | None = None,
+    gpus_per_encoder: float = 1.0,
+    usd_per_hour: float | None = None,
+) -> dict[str, Any]:
+    """Commit ``report.json``: the sums, how long it took this run to make what was missing, and what all runs took.
+
+    Args:
+        seconds: of this run.
+        times: of all runs, from the log; without it the report has no ``times``.
+        gpus_per_encoder: share of a GPU that one encoding worker takes.
+        usd_per_hour: of a device, for the price of a billion tokens.
+    """
     num_tokens = sum(summary["tokens"].values())
     speed = round(num_tokens / seconds, 1) if seconds > 0 else 0.0
     report = {**summary, "seconds": round(seconds, 3), "tokens_per_s": speed}
+    if times is not None and times.runs:
+        report["times"] = times_report(
+            times, tokens=num_tokens, gpus_per_encoder=gpus_per_encoder or 1.0, usd_per_hour=usd_per_hour
+        )
     commit_bytes(output / REPORT_NAME, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     return report
 
