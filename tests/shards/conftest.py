@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,42 @@ def packed_folder(tmp_path: Path, vocabulary: Vocabulary) -> Path:
     manifest = Manifest("packed", "test", "f" * 16, tuple(entries), FORMAT_VERSION, vocabulary=vocabulary, extra=extra)
     write_manifest(folder, manifest)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenize_units() -> Callable[[Path, Sequence[Sequence[object]]], Path]:
+    """Outcomes of units -> the dataset that anygpt-tokenize writes of them, by its own functions, without Ray or codecs."""
+    return _tokenize_units
+
+
+def _tokenize_units(output: Path, units: Sequence[Sequence[object]]) -> Path:
+    # Only tests of whole datasets need these; they import torch.
+    from pipeline.samples import Source
+    from shards.ledger import read_entries
+    from tokenize_jobs.ledger import commit_facts
+    from tokenize_jobs.plan import TokenizeConfig, cut_units
+    from tokenize_jobs.rejects import join_parts
+    from tokenize_jobs.report import make_manifest, summarize, write_report
+    from tokenize_jobs.stages import Task, commit_unit
+
+    root = output.parent / f"{output.name}-raw"
+    root.mkdir(parents=True)
+    for number in range(len(units)):
+        (root / f"{number:05d}.tar").write_bytes(b"raw")
+    plan = cut_units(
+        [Source(root / f"{number:05d}.tar", len(unit)) for number, unit in enumerate(units)], unit_items=99
+    )
+    config = TokenizeConfig(corpus="laion2b", root=root, output=output, tokenizers={})
+    commit_facts(output, {"config": output.name})
+    for unit, encoded in zip(plan, units, strict=True):
+        commit_unit(Task(config, "f" * 16, plan.sources_only()), unit, encoded)
+    entries = list(read_entries(output))
+    join_parts([plan[entry.number].left_out(output) for entry in entries if entry.left_out_sha256], output)
+    write_report(output, summarize(entries), seconds=1.0)
+    facts = {"config": output.name}
+    manifest = make_manifest(output.name, entries, fingerprint="f" * 16, facts=facts, tokenizers={"image": "a" * 16})
+    write_manifest(output, manifest)
+    return output
 
 
 def _row(rng: np.random.Generator, name: str, vocabulary: Vocabulary) -> PackedRow:
