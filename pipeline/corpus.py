@@ -25,7 +25,7 @@ from pydantic import Field
 
 import pipeline.corpora
 from configs.load import Config, validate
-from pipeline.filters import FilterConfig
+from pipeline.filters.config import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig
 from pipeline.reading.options import CorpusOptions
 from pipeline.reading.outcomes import storable
