@@ -27,7 +27,6 @@ _LARGE_SIZES = ((100_000_000, "100M"), (1_000_000_000, "1B"))
 _KNOWN_LICENCES = re.compile(
     r"^(cc0-1\.0|cc-by(-nc)?(-sa|-nd)?-[234]\.[05]|apache-2\.0|mit|odc-by|odbl|pddl|cdla-permissive-[12]\.0|openrail)$"
 )
-_OFF = (None, False, "", [], {}, ())
 
 
 def data_card(manifest: Manifest, report: Mapping[str, Any], statistics: DatasetStatistics) -> str:
@@ -48,7 +47,7 @@ def data_card(manifest: Manifest, report: Mapping[str, Any], statistics: Dataset
 
 
 def licence_id(licence: str) -> str:
-    """The hub's identifier of a licence as corpora write it: ``CC BY 4.0`` is ``cc-by-4.0``; ``other`` for any it does not know."""
+    """The hub's identifier of a licence as corpora write it, ``cc-by-4.0`` for ``CC BY 4.0``; ``other`` for one it has none for."""
     if not licence.strip():
         return "unknown"
     name = re.sub(r"[\s_]+", "-", licence.strip().lower())
@@ -159,7 +158,10 @@ def _filters(manifest: Manifest) -> Iterator[str]:
     yield from ("## Filters", "")
     rules = filters_in_force(_config(manifest))
     if not rules:
-        yield from ("No threshold was set; what is counted as filtered, the corpus's own published rules leave out.", "")
+        yield from (
+            "No threshold was set; what is counted as filtered, the corpus's own published rules leave out.",
+            "",
+        )
         return
     yield from ("| rule | value |", "|---|---|")
     yield from (f"| `{name}` | `{_cell(json.dumps(value, ensure_ascii=False))}` |" for name, value in rules.items())
@@ -173,7 +175,7 @@ def _licence(manifest: Manifest, statistics: DatasetStatistics) -> Iterator[str]
             f": {rows:,} of the {statistics.rows:,} rows looked at" if rows else ""
         )
     yield ""
-    yield "Codes are derived from the media: the corpus's terms hold for them too. Each row names its own source and licence."
+    yield "Codes are derived from the media: the corpus's terms hold for them too. Each row names its source and licence."
     yield ""
 
 
@@ -197,7 +199,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in sorted(value.items()):
             yield from _leaves(inner, f"{path}.{key}" if path else str(key))
-    elif value not in _OFF and path.rpartition(".")[2] != "keep_unknown":
+    elif value is not None and value is not False and value not in ("", []) and not path.endswith("keep_unknown"):
         yield path, value
 
 

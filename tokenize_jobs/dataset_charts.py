@@ -32,7 +32,8 @@ def outcome_bar(parts: Mapping[str, int]) -> str:
             )
         before += count
     label = ", ".join(f"{name} {count:,}" for name, count in parts.items())
-    return f'<svg class="outcome" viewBox="0 0 {_WIDE} 24" preserveAspectRatio="none" role="img" aria-label="{label}">{"".join(marks)}</svg>'
+    frame = f'class="outcome" viewBox="0 0 {_WIDE} 24" preserveAspectRatio="none"'
+    return f'<svg {frame} role="img" aria-label="{label}">{"".join(marks)}</svg>'
 
 
 def distribution_chart(lengths: Distribution) -> str:

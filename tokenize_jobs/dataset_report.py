@@ -144,7 +144,13 @@ def _times(report: Mapping[str, Any], times: Times | None) -> str:
     else:
         rate = "No hourly rate was given; multiply device hours by yours."
     rows = [
-        (name, f"{one['units']:,}", duration(one["encode_s"]), _waited(one), f"{one['busy_share']:.1%}" if one["wait_s"] else "–")
+        (
+            name,
+            f"{one['units']:,}",
+            duration(one["encode_s"]),
+            _waited(one),
+            f"{one['busy_share']:.1%}" if one["wait_s"] else "–",
+        )
         for name, one in known["devices"].items()
     ]
     table = html_table(("device", "units", "encoding", "waiting", "busy"), rows, text_columns=1) if rows else ""
@@ -154,8 +160,8 @@ def _times(report: Mapping[str, Any], times: Times | None) -> str:
             f'<h3>Tokens over time</h3><div class="levels alone plain"><div>{progress_chart(times.curve)}</div></div>'
         )
     note = (
-        f"Runs: {known['runs']:,}; workers: {known['workers'] or 'unknown'}. Wall time is from the start of the command to this "
-        f"corpus's last unit, other corpora of the same command included. {rate}"
+        f"Runs: {known['runs']:,}; workers: {known['workers'] or 'unknown'}. Wall time is from the start of the command to "
+        f"this corpus's last unit, other corpora of the same command included. {rate}"
     )
     return f'{_facts(facts)}{table}{chart}<p class="quiet">{escape(note)}</p>'
 

@@ -117,7 +117,7 @@ def make_distribution(name: str, unit: str, values: Values) -> Distribution:
     if not (values % 1).any() and high - low < _BINS:
         edges = np.arange(low, high + 2)
     else:
-        edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low, low + 1.0])
+        edges = np.linspace(low, high, _BINS + 1) if high - low > 1e-6 * max(1.0, high) else np.array([low, low + 1.0])
     counts, _ = np.histogram(np.minimum(values, edges[-1]), edges)
     return Distribution(
         name,

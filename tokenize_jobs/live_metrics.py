@@ -1,6 +1,6 @@
 """Figures on Ray's dashboard while a job runs: counters and a histogram, made inside the process that counts.
 
-Ray exports them to Prometheus under ``ray_anygpt_…``, tagged with the corpus; the dashboard's Grafana panels read them there.
+Ray exports them to Prometheus under ``ray_anygpt_…``, tagged with the corpus; its Grafana panels read them there.
 Outside of Ray (a test, a bare loop) nothing is made and nothing is recorded, so callers need not ask.
 """
 
