@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 
 from pipeline.corpus import load_corpus
-from pipeline.filters import filter_decoded, filter_raw
+from pipeline.filters.apply import filter_decoded, filter_raw
 from pipeline.media import make_decoder
 from pipeline.samples import Filtered, RawSample, Reject
 from pipeline.tokenization import Decoded, Encoded, count_tokens, decode_samples, encode_samples
