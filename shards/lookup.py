@@ -77,8 +77,8 @@ def find_ids(paths: Iterable[Path], wanted: Sequence[str], columns: Sequence[str
 def nearest_ids(paths: Iterable[Path], wanted: str, count: int = 3) -> list[str]:
     """The stored ids that look most like ``wanted``, best first; for the message that it is not there.
 
-    Ids are compared byte by byte from the left and from the right, which numpy does for a million at once; the few best
-    are then ranked by :mod:`difflib`.
+    Ids are compared by the beginning and the end they share with it, which numpy does for a million in a second; the few
+    best are then ranked by :mod:`difflib`.
     """
     best: list[tuple[int, str]] = []
     for shortlist in _map(lambda path: _shortlist(_read(path, ["sample_id"])["sample_id"], wanted), paths):
@@ -120,22 +120,25 @@ def _read(path: Path, columns: Sequence[str] | None) -> pa.Table:
 
 
 def _shortlist(ids: pa.ChunkedArray, wanted: str) -> list[tuple[int, str]]:
-    """(bytes that differ, id) of the best of one file."""
+    """(bytes that are not of the common beginning or end, id) of the best of one file."""
     if not len(ids):
         return []
     texts = np.array([text.encode()[:_MAX_ID_BYTES] for text in ids.to_pylist()])
     target = wanted.encode()[:_MAX_ID_BYTES]
-    width = max(texts.dtype.itemsize, len(target), 1)
+    width = max(texts.dtype.itemsize, len(target)) + 1
     lengths = np.char.str_len(texts)
-    left = _mismatches(np.char.ljust(texts, width, b"\0"), target.ljust(width, b"\0"))
-    right = _mismatches(np.char.rjust(texts, width, b"\0"), target.rjust(width, b"\0"))
-    distance = np.minimum(left, right) + np.abs(lengths - len(target))
+    # One place more than the widest text differs for certain, so that every count stops.
+    begin = _equal_run(texts, target.ljust(width, b"\1"))
+    end = _equal_run(np.char.rjust(texts, width, b" "), target.rjust(width, b"\1"), from_right=True)
+    common = np.minimum(begin + end, np.minimum(lengths, len(target)))
+    distance = np.maximum(lengths, len(target)) - common
     best = np.argsort(distance, kind="stable")[:_SHORTLIST]
     return [(int(distance[place]), str(ids[int(place)].as_py())) for place in best]
 
 
-def _mismatches(texts: npt.NDArray[np.bytes_], target: bytes) -> npt.NDArray[np.int64]:
-    """(n,) how many bytes differ, all texts as wide as the target."""
+def _equal_run(texts: npt.NDArray[Any], target: bytes, *, from_right: bool = False) -> npt.NDArray[np.int64]:
+    """(n,) how many bytes in a row are the target's; no text is wider than the target."""
     width = len(target)
     padded = np.ascontiguousarray(texts.astype(f"S{width}")).view(np.uint8).reshape(len(texts), width)
-    return (padded != np.frombuffer(target, np.uint8)).sum(axis=1)
+    differs = padded != np.frombuffer(target, np.uint8)
+    return (differs[:, ::-1] if from_right else differs).argmax(axis=1)
