@@ -47,7 +47,7 @@ def data_card(manifest: Manifest, report: Mapping[str, Any], statistics: Dataset
 
 
 def licence_id(licence: str) -> str:
-    """The hub's identifier of a licence as corpora write it, ``cc-by-4.0`` for ``CC BY 4.0``; ``other`` for one it has none for."""
+    """The hub's identifier of a licence as corpora write it, ``cc-by-4.0`` for ``CC BY 4.0``; ``other`` without one."""
     if not licence.strip():
         return "unknown"
     name = re.sub(r"[\s_]+", "-", licence.strip().lower())

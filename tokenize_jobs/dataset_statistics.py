@@ -154,10 +154,10 @@ def _add_shard(sums: _Sums, path: Path) -> None:
     sums.rows += len(table)
     sums.licences.update(licence or "" for licence in table["licence"].to_pylist())
     segments = table["segments"].combine_chunks()
-    flat = pc.list_flatten(segments)
+    flat = segments.flatten()
     modality, slot = (np.array(flat.field(name).to_pylist(), object) for name in ("modality", "slot"))
     # A list array's parents say which row a segment is of.
-    rows = pc.list_parent_indices(segments).to_numpy(zero_copy_only=False)
+    rows = segments.value_parent_indices().to_numpy(zero_copy_only=False)
     _add_texts(sums, flat.field("text"), slot)
     for medium in MEDIA:
         chosen = modality == medium
@@ -168,7 +168,7 @@ def _add_shard(sums: _Sums, path: Path) -> None:
 
 
 def _add_texts(sums: _Sums, texts: pa.Array, slots: npt.NDArray[Any]) -> None:
-    lengths = pc.utf8_length(texts)
+    lengths = pc.call_function("utf8_length", [texts])
     is_text = lengths.is_valid().to_numpy(zero_copy_only=False)
     counted = lengths.fill_null(0).to_numpy(zero_copy_only=False)
     for slot in sorted(set(slots[is_text])):
@@ -183,7 +183,7 @@ def _add_medium(sums: _Sums, segments: pa.Array, medium: Modality, path: Path) -
     size = medium.rate.codebook_size
     levels = segments.field("levels").to_numpy(zero_copy_only=False)
     for count in sorted({int(level) for level in levels}):
-        codes = pc.list_flatten(segments.filter(pa.array(levels == count)).field("codes")).to_numpy()
+        codes = segments.filter(pa.array(levels == count)).field("codes").flatten().to_numpy()
         if codes.size and int(codes.max()) >= size:
             raise DatasetError(
                 f"{path}: expected {medium} codes below {size}, found {int(codes.max())}; run anygpt-verify on its folder"

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import soundfile
 
 from pipeline.corpus import load_corpus
-from pipeline.filters import filter_raw
+from pipeline.filters.apply import filter_raw
 from pipeline.samples import RawMedia, RawSample
 from pipeline.tokenizers.codecs import open_tokenizers, read_codec_config
 from shards.ledger import read_entries
@@ -82,12 +82,11 @@ def plan_corpus(config: TokenizeConfig, units: Units, todo: npt.NDArray[np.int64
 def done_so_far(output: Path) -> PerInput:
     """What the units that are done gave per input; nothing looked at where none is."""
     inputs, units = 0, 0
-    amounts: Counter[Modality] = Counter()
+    amounts: dict[Modality, float] = {}
     for entry in read_entries(output):
         inputs, units = inputs + entry.stop - entry.start, units + 1
-        amounts.update({Modality(name): seconds for name, seconds in entry.seconds.items()})
-        if entry.images:
-            amounts[Modality.IMAGE] += entry.images
+        for name, amount in {**entry.seconds, Modality.IMAGE: entry.images}.items():
+            amounts[Modality(name)] = amounts.get(Modality(name), 0.0) + amount
     if not inputs:
         return PerInput()
     basis = f"from the {units:,} unit{'s' if units > 1 else ''} that {'are' if units > 1 else 'is'} done ({inputs:,} inputs)"
@@ -134,7 +133,7 @@ def listed_bytes(root: Path, units: Units, todo: npt.NDArray[np.int64]) -> int:
 class _Found:
     inputs: int = 0
     num_bytes: float = 0.0
-    amounts: Counter[Modality] = field(default_factory=Counter[Modality])
+    amounts: dict[Modality, float] = field(default_factory=dict[Modality, float])
 
     def add(self, sample: RawSample, config: TokenizeConfig, *, kept: bool) -> None:
         for segment in sample.segments:
@@ -144,7 +143,8 @@ class _Found:
             seconds, num_bytes = _measure(segment)
             self.num_bytes += num_bytes
             if kept and segment.modality in config.tokenizers:
-                self.amounts[segment.modality] += _read_amount(segment.modality, seconds, config)
+                before = self.amounts.get(segment.modality, 0.0)
+                self.amounts[segment.modality] = before + _read_amount(segment.modality, seconds, config)
 
 
 def _measure(media: RawMedia) -> tuple[float, float]:
