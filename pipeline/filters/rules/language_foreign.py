@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from pipeline.filters.view import RuleConfig, View
+from shards.errors import ConfigError
 
 
 class Keys(RuleConfig):
@@ -21,8 +22,8 @@ class Keys(RuleConfig):
 
     languages: tuple[str, ...] | None = None
     """Codes of two or three letters, such as "en"."""
-    min_language_confidence: float = Field(default=0.5, ge=0.0, le=1.0)
-    """From which on a language counts as known."""
+    min_language_confidence: float = Field(default=0.6, ge=0.0, le=1.0)
+    """From which on a language counts as known. Below 0.6, short English sentences pass for Nigerian Pidgin."""
 
     @field_validator("languages")
     @classmethod
@@ -57,6 +58,10 @@ def tell_language(text: str) -> tuple[str, float]:
 @functools.lru_cache(maxsize=1)
 def _identifier() -> Any:
     """Loaded once a process, a second's work; the package's own is shared, and its settings with it."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise ConfigError(
+            "filters.languages: expected the package py3langid, found none; pip install py3langid, or leave the key out"
+        ) from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
