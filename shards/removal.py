@@ -129,9 +129,14 @@ def remove_samples(folder: Path, ids: Iterable[str], *, reason: str = "", ignore
 
 
 def finish_removals(folder: Path) -> Removal:
-    """Finish what a killed removal has left undone; the caller holds the folder (:mod:`shards.output_lock`)."""
+    """Finish what a killed removal has left undone; for tokenization, before it goes on with a folder it holds.
+
+    Units that lost a file are left as they are: they are made again, without what :func:`removed_samples` names.
+    """
     tombstones = read_removed(folder)
-    return _carry_out(_plan(folder, (), "")[0] if len(tombstones) else Removal(folder), tombstones)
+    if not len(tombstones) or next(read_entries(folder), None) is None:
+        return Removal(folder)
+    return _carry_out(_plan(folder, (), "")[0], tombstones, skip_damaged=True)
 
 
 def stale_datasets(removed_from: Path, below: Sequence[Path], *, also: Iterable[str] = ()) -> list[Stale]:
@@ -227,7 +232,7 @@ def _locate(folder: Path, entries: Sequence[Entry], asked: Sequence[str], reason
             yield {**filled, "reason": REMOVED, "error": reason, "unit": unit_of[found.path], "asked": name}
 
 
-def _carry_out(removal: Removal, tombstones: pa.Table) -> Removal:
+def _carry_out(removal: Removal, tombstones: pa.Table, *, skip_damaged: bool = False) -> Removal:
     """Steps 2 to 4; does nothing where nothing is open."""
     folder = removal.folder
     if not removal.units and read_manifest_aside(folder) is None:
@@ -237,7 +242,11 @@ def _carry_out(removal: Removal, tombstones: pa.Table) -> Removal:
     todo = set(removal.units)
     # A list: entries are replaced while it is walked.
     for entry in [entry for entry in read_entries(folder) if entry.unit in todo]:
-        rebuild(folder, entry, tombstones.filter(pc.equal(tombstones["unit"], entry.unit)))
+        try:
+            rebuild(folder, entry, tombstones.filter(pc.equal(tombstones["unit"], entry.unit)))
+        except DatasetError:
+            if not skip_damaged:
+                raise
     return replace(removal, finished=finish(folder))
 
 

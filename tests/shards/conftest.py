@@ -61,7 +61,7 @@ def _tokenize_units(output: Path, units: Sequence[Sequence[object]]) -> Path:
     from shards.ledger import read_entries
     from tokenize_jobs.ledger import commit_facts
     from tokenize_jobs.plan import TokenizeConfig, cut_units
-    from tokenize_jobs.rejects import join_parts
+    from shards.left_out import join_parts
     from tokenize_jobs.report import make_manifest, summarize, write_report
     from tokenize_jobs.stages import Task, commit_unit
 

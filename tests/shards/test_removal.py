@@ -310,6 +310,25 @@ def test_files_that_are_not_those_of_the_ledger_are_left_alone(dataset: Path) ->
     assert len(pq.read_table(dataset / "shards" / "unit-000000.parquet")) == 3
 
 
+def test_a_ledger_that_was_deleted_is_no_obstacle_to_tokenization(dataset: Path) -> None:
+    remove_samples(dataset, ["pictures/0"])
+    for path in (dataset / "ledger").glob("unit-*.json"):
+        path.unlink()
+    assert finish_removals(dataset).units == ()
+    assert removed_ids(dataset, "unit-000000") == {"pictures/0"}
+
+
+def test_a_unit_that_lost_its_shard_is_left_to_tokenization(dataset: Path, pristine: Path) -> None:
+    remove_samples(dataset, ["pictures/0"])
+    entry = "ledger/unit-000000.json"
+    shutil.copy(pristine / entry, dataset / entry)
+    (dataset / "shards" / "unit-000000.parquet").unlink()
+    assert finish_removals(dataset).units == ("unit-000000",)
+    assert (dataset / entry).read_bytes() == (pristine / entry).read_bytes()
+    with pytest.raises(DatasetError, match=r"unit-000000\.parquet: expected a Parquet file"):
+        remove_samples(dataset, ["pictures/0"])
+
+
 def test_pages_that_tell_of_the_removed_samples_go_too(dataset: Path) -> None:
     (dataset / "datacard.md").write_text("shows picture 0", encoding="utf-8")
     remove_samples(dataset, [])
