@@ -11,11 +11,12 @@ import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 
 from shards.errors import ConfigError
+from shards.storage import is_remote, open_path
 
 
 class Config(BaseModel):
@@ -25,6 +26,22 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def _stored_path(value: Any) -> Path:
+    if isinstance(value, (str, Path)):
+        try:
+            return open_path(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+    # A remote path that another config held already; it is no pathlib.Path.
+    if is_remote(value) and hasattr(value, "storage_options"):
+        return value
+    raise ValueError("expected a path as text")
+
+
+StoredPath = Annotated[Path, PlainValidator(_stored_path), PlainSerializer(str, return_type=str, when_used="json")]
+"""A folder that may also lie in an object store (``s3://BUCKET/FOLDER``); see :mod:`shards.storage`."""
 
 
 def parse_args(

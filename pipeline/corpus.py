@@ -24,7 +24,7 @@ from typing import Any, Protocol, cast
 from pydantic import Field
 
 import pipeline.corpora
-from configs.load import Config, validate
+from configs.load import Config, StoredPath, validate
 from pipeline.filters.config import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig
 from pipeline.reading.options import CorpusOptions
@@ -48,10 +48,10 @@ class CorpusConfig(Config):
 
     corpus: str
     """Name of a file in ``pipeline/corpora``."""
-    root: Path
-    """The corpus folder."""
-    output: Path
-    """Where the dataset of sample shards goes."""
+    root: StoredPath
+    """The corpus folder; here or in an object store (``s3://BUCKET/FOLDER``)."""
+    output: StoredPath
+    """Where the dataset of sample shards goes; likewise."""
     name: str | None = None
     """Name of the dataset; the corpus if none is given."""
     split: str = "train"

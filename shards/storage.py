@@ -1,0 +1,182 @@
+"""Folders on this machine or in an object store: ``/data/x``, ``file:///data/x``, ``s3://bucket/x``, ``gs://bucket/x``.
+
+:func:`open_path` turns text into a path. A local one is a plain :class:`pathlib.Path`. A remote one is a ``UPath`` of
+universal_pathlib, which has the same methods over fsspec (s3fs, gcsfs); neither is imported before the first remote path.
+A ``UPath`` is no subclass of ``Path``, but it is typed as one here: code above says ``folder / name``, ``open``,
+``read_bytes``, ``is_file`` and need not know. What is different is here: :func:`is_remote`, finding files by one listing,
+files that are read out of order (:func:`open_random`), and writing (:mod:`shards.writer`, :mod:`shards.lease`).
+
+Credentials and endpoints come from where the libraries look for them (``AWS_*`` variables, profiles, instance roles,
+``AWS_ENDPOINT_URL``, ``FSSPEC_S3_*``), never from a config of ours. See ``docs/storage.md``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+from urllib.parse import unquote, urlsplit
+
+from shards.errors import ConfigError
+
+STORES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}
+"""Scheme -> the library that speaks it, and the extra of ours that installs it."""
+BLOCK_BYTES = 8 << 20
+"""Of one request when a file is read from start to end."""
+ATTEMPTS = 8
+"""Of one request, with growing pauses: throttling and lost connections are everyday in an object store."""
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(/{1,2})")
+# A listing that is remembered would hide what another process has committed since.
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "s3": {
+        "use_listings_cache": False,
+        "default_block_size": BLOCK_BYTES,
+        "default_cache_type": "readahead",
+        "config_kwargs": {"retries": {"mode": "standard", "max_attempts": ATTEMPTS}},
+    },
+    "gs": {"use_listings_cache": False, "block_size": BLOCK_BYTES},
+}
+
+
+def open_path(text: str | Path) -> Path:
+    """The path that a text names; a path is returned as it is.
+
+    Raises:
+        ConfigError: a scheme we do not know, no bucket, or the library of that store is not installed.
+    """
+    if not isinstance(text, str):
+        return text
+    found = _SCHEME.match(text)
+    if found is None:
+        return Path(text)
+    scheme, slashes = found[1].lower(), found[2]
+    if scheme == "file":
+        return _local(text)
+    if scheme not in STORES:
+        raise ConfigError(
+            f"{text}: expected a local path, file://, {', '.join(f'{name}://' for name in STORES)}, found {scheme}://; "
+            "copy the data to one of those"
+        )
+    if slashes != "//":
+        raise ConfigError(f"{text}: expected {scheme}://BUCKET/FOLDER, found one slash; write two")
+    if not urlsplit(text).netloc:
+        raise ConfigError(f"{text}: expected {scheme}://BUCKET/FOLDER, found no bucket; name one")
+    return _remote(text, scheme)
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path of :func:`open_path` lies in an object store."""
+    return not isinstance(path, Path)
+
+
+def local_only(path: Path, what: str) -> Path:
+    """The path itself, of something that must lie on this machine.
+
+    Args:
+        what: e.g. ``packed shards``.
+
+    Raises:
+        ConfigError: it is remote.
+    """
+    if is_remote(path):
+        raise ConfigError(f"{path}: expected a local folder for {what}, found an object store; copy it to a local disk")
+    return path
+
+
+def file_system(path: Path) -> Any:
+    """The fsspec file system of a remote path."""
+    return cast(Any, path).fs
+
+
+def key_of(path: Path) -> str:
+    """``bucket/key`` of a remote path, as its file system wants it."""
+    return str(cast(Any, path).path)
+
+
+@contextmanager
+def open_random(path: Path) -> Generator[IO[bytes]]:
+    """A file whose parts are read in any order, some of them twice: an archive with an index, a Parquet file.
+
+    Of a remote file every block is fetched at most once, when it is first needed, and kept in a sparse temporary file
+    (on the disk of ``TMPDIR``, no more than the file's size) that is gone with the last reference to it.
+    """
+    opened: IO[bytes] = cast(Any, path).open("rb", cache_type="mmap") if is_remote(path) else path.open("rb")
+    with opened as file:
+        yield file
+
+
+def list_files(folder: Path) -> dict[str, int]:
+    """Every file below a folder: its name relative to the folder, and its size. Of a remote folder by one listing.
+
+    Raises:
+        FileNotFoundError: the bucket is not there.
+        PermissionError: it may not be listed.
+    """
+    if not is_remote(folder):
+        return {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    start = key_of(folder).rstrip("/") + "/"
+    found: dict[str, Any] = file_system(folder).find(start, detail=True)
+    # Consoles make "folders": objects without a byte whose names end in a slash.
+    return {
+        name.removeprefix(start): int(facts["size"])
+        for name, facts in found.items()
+        if facts["type"] == "file" and name.removeprefix(start) and not name.endswith("/")
+    }
+
+
+def match_files(folder: Path, patterns: Iterable[str]) -> set[Path]:
+    """Files below a folder that match a pattern in the sense of ``rglob``, which takes no ``**`` here."""
+    patterns = tuple(patterns)
+    if not is_remote(folder):
+        return {path for pattern in patterns for path in folder.rglob(pattern) if path.is_file()}
+    names = (PurePosixPath(name) for name in list_files(folder))
+    return {folder / str(name) for name in names if any(name.match(pattern) for pattern in patterns)}
+
+
+def explain(path: Path, error: OSError) -> ConfigError:
+    """What a store refused, in our words: a missing bucket, a denied request, an endpoint that does not answer."""
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(f"{path}: expected a bucket of that name, found none; create it or correct the name")
+    if isinstance(error, PermissionError):
+        return ConfigError(
+            f"{path}: expected to be let in, found: {error}; check credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, the "
+            "machine's role) and the rights of that account: list, read, write and delete below this folder"
+        )
+    return ConfigError(f"{path}: expected an object store that answers, found: {error}; check network and endpoint")
+
+
+def check_access(folder: Path) -> None:
+    """See that a remote folder's bucket is there and lets us in; of a local folder nothing is asked.
+
+    Raises:
+        ConfigError: the bucket is missing, denied, or out of reach.
+    """
+    if not is_remote(folder):
+        return
+    try:
+        # One key of it, asked of the store; whether the folder holds anything does not matter.
+        file_system(folder).ls(key_of(folder).split("/", 1)[0], detail=False)
+    except OSError as error:
+        raise explain(folder, error) from error
+
+
+def _local(text: str) -> Path:
+    parts = urlsplit(text)
+    if parts.netloc not in {"", "localhost"}:
+        raise ConfigError(f"{text}: expected file:///FOLDER, found the host {parts.netloc!r}; write three slashes")
+    return Path(unquote(parts.path))
+
+
+def _remote(text: str, scheme: str) -> Path:
+    library, extra = STORES[scheme]
+    if find_spec("upath") is None or find_spec(library) is None:
+        raise ConfigError(
+            f"{text}: expected the library {library}, which reads {scheme}://, found none; "
+            f"install it with: pip install anygpt-data[{extra}]"
+        )
+    return cast(Path, import_module("upath").UPath(text.rstrip("/"), **_OPTIONS[scheme]))
