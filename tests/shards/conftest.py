@@ -59,9 +59,9 @@ def _tokenize_units(output: Path, units: Sequence[Sequence[object]]) -> Path:
     # Only tests of whole datasets need these; they import torch.
     from pipeline.samples import Source
     from shards.ledger import read_entries
+    from shards.left_out import join_parts
     from tokenize_jobs.ledger import commit_facts
     from tokenize_jobs.plan import TokenizeConfig, cut_units
-    from shards.left_out import join_parts
     from tokenize_jobs.report import make_manifest, summarize, write_report
     from tokenize_jobs.stages import Task, commit_unit
 
