@@ -9,7 +9,7 @@ hourly rate. What a corpus holds is known from its units that are done, or estim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,7 +214,7 @@ def bill_from_file(
     """The bill of a file of sizes.
 
     Raises:
-        ConfigError: the file is wrong, or a device or codec is unknown.
+        ConfigError: the file is wrong, or the device is unknown.
     """
     config = load_config(path, BillConfig)
     plans = [_plan(corpus) for corpus in config.corpora]
@@ -242,7 +242,7 @@ def estimate(
         rates: assumptions; those that are shipped by default.
 
     Raises:
-        ConfigError: an unknown device or codec, or no device at all.
+        ConfigError: an unknown device, or no device at all. Hours of an unknown codec are no number.
     """
     if gpus < 1:
         raise ConfigError(f"--gpus {gpus}: expected one device at least")
@@ -258,15 +258,6 @@ def estimate(
             device_s, core_s = device_s + core_s, device_s + core_s
         lines.append(BillLine(plan, device_s / HOUR_S, core_s / HOUR_S, speeds))
     return Bill(tuple(lines), gpus, kind, usd_per_hour, training)
-
-
-def codec_names(plans: Sequence[CorpusPlan]) -> Mapping[Modality, set[str]]:
-    """Which codecs the plans need, by modality."""
-    names: dict[Modality, set[str]] = {}
-    for plan in plans:
-        for medium in plan.media:
-            names.setdefault(medium.modality, set()).add(medium.codec)
-    return names
 
 
 def _speed(rates: RatesConfig, measured: Sequence[Measurement], kind: str, medium: Expected) -> Speed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from shards.modality import Modality
@@ -33,7 +34,7 @@ def _row(line: BillLine, bill: Bill) -> str:
     tokens = ", ".join(f"{medium.modality} {codes(medium.tokens)}" for medium in plan.media) or "none"
     return (
         f"{plan.name:<24}{plan.units:>10,}{plan.inputs:>14,}{_bytes(plan.num_bytes):>10}  {expected:<22}{tokens:<34}"
-        f"{_hours(line.device_hours):>11}{duration(line.device_hours * HOUR_S / bill.gpus):>12}"
+        f"{_hours(line.device_hours):>11}{_wall(line.device_hours / bill.gpus):>12}"
         f"{_usd(line.device_hours, bill):>13}"
     )
 
@@ -43,7 +44,7 @@ def _total(bill: Bill) -> str:
     size = sum(line.plan.num_bytes for line in bill.lines)
     return (
         f"{'total':<24}{units:>10,}{inputs:>14,}{_bytes(size):>10}  {'':<22}{codes(sum(bill.tokens().values())):<34}"
-        f"{_hours(bill.device_hours):>11}{duration(bill.wall_hours * HOUR_S):>12}{_usd(bill.device_hours, bill):>13}"
+        f"{_hours(bill.device_hours):>11}{_wall(bill.wall_hours):>12}{_usd(bill.device_hours, bill):>13}"
     )
 
 
@@ -67,7 +68,9 @@ def _machines(bill: Bill) -> Iterator[str]:
     if bill.kind.lower() == CPU:
         yield f"{bill.gpus:,} cores decode and encode: {_hours(bill.device_hours)} core-hours"
         return
-    cores = bill.core_hours / bill.device_hours if bill.device_hours else 0.0
+    if not bill.device_hours or math.isnan(bill.device_hours):
+        return
+    cores = bill.core_hours / bill.device_hours
     yield (
         f"decoding: {_hours(bill.core_hours)} core-hours; one {bill.kind} is kept busy by {cores:,.1f} cores on average, "
         f"{bill.gpus:,} by {cores * bill.gpus:,.0f}"
@@ -94,7 +97,8 @@ def _bases(bill: Bill) -> Iterator[str]:
     for line in bill.lines:
         for medium, speed in zip(line.plan.media, line.speeds, strict=True):
             per = " x real time" if medium.modality.is_sound else " pictures/s"
-            sentence = f"speed of {medium.codec} on {bill.kind}: {speed.encode_rate:,.4g}{per}, {speed.basis}"
+            rate = "" if math.isnan(speed.encode_rate) else f"{speed.encode_rate:,.4g}{per}, "
+            sentence = f"speed of {medium.codec} on {bill.kind}: {rate}{speed.basis}"
             seen[sentence] = None
     if bill.usd_per_hour is not None:
         seen[f"price: {bill.usd_per_hour:,.2f} USD for an hour of one device, devices busy all the time"] = None
@@ -117,13 +121,21 @@ def codes(count: int) -> str:
     return f"{count:,}"
 
 
+def _wall(hours: float) -> str:
+    return "?" if math.isnan(hours) else duration(hours * HOUR_S)
+
+
 def _hours(hours: float) -> str:
-    """Whole ones are plain, small ones keep three figures."""
+    """Whole ones are plain, small ones keep three figures, and what nobody knows is a question mark."""
+    if math.isnan(hours):
+        return "?"
     return f"{hours:,.1f}".removesuffix(".0") if hours >= 10 else f"{hours:.3g}"
 
 
 def _usd(device_hours: float, bill: Bill) -> str:
-    return "-" if bill.usd_per_hour is None else f"{device_hours * bill.usd_per_hour:,.2f}"
+    if bill.usd_per_hour is None:
+        return "-"
+    return "?" if math.isnan(device_hours) else f"{device_hours * bill.usd_per_hour:,.2f}"
 
 
 def _bytes(count: int) -> str:

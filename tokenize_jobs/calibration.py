@@ -86,6 +86,16 @@ def read_calibration(path: Path) -> tuple[Measurement, ...]:
         ) from error
 
 
+def read_measurements(outputs: Iterable[Path]) -> tuple[Measurement, ...]:
+    """What was measured in the folders that these datasets lie in, every measurement once.
+
+    Raises:
+        ConfigError: a file is damaged.
+    """
+    paths = dict.fromkeys(calibration_path(output) for output in outputs)
+    return tuple(dict.fromkeys(one for path in paths for one in read_calibration(path)))
+
+
 def update_calibration(
     output: Path, tokenizers: Mapping[str, str], *, path: Path | None = None
 ) -> tuple[Measurement, ...]:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.filters.config import FilterConfig
 from shards.manifest import Manifest
 from shards.modality import SOUNDS, Modality
 from tokenize_jobs.dataset_statistics import DatasetStatistics
@@ -59,8 +60,12 @@ def filters_in_force(config: Mapping[str, Any]) -> dict[str, Any]:
     """Every threshold of a resolved config that is set, by its key path."""
     found: dict[str, Any] = {}
     for key in sorted(config):
-        if key == "filters" or re.search("leave|dedup|decontam|exclu", key):
-            found |= dict(_leaves(config[key], "" if key == "filters" else key))
+        if key == "filters":
+            # A rule's parameters have values while the rule is off; what is as it always is, is no rule in force.
+            usual = FilterConfig().model_dump(mode="json")
+            found |= {name: value for name, value in _leaves(config[key], "") if value != usual.get(name)}
+        elif re.search("leave|dedup|decontam|exclu", key):
+            found |= dict(_leaves(config[key], key))
     return found
 
 

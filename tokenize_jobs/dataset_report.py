@@ -210,6 +210,7 @@ def _lengths(statistics: DatasetStatistics) -> str:
         f"<div><b>{escape(one.name)}</b> <span class='quiet'>{one.num_observed:,} values, {escape(one.unit)}: "
         f"median {one.median:,.4g}, mean {one.mean:,.4g}, longest {one.longest:,.4g}</span>{distribution_chart(one)}</div>"
         for one in statistics.lengths
+        if one.shortest < one.longest  # of equal lengths there is nothing to draw; the card has them
     )
     note = f"From {describe_sample(statistics)}. Dashed: the median. The last bar holds the longest hundredth, however long."
     return f'<div class="levels plain pairs">{charts}</div><p class="quiet">{escape(note)}</p>'

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,27 @@ from pipeline.samples import RawMedia, RawSample
 from pipeline.tokenizers.codecs import open_tokenizers, read_codec_config
 from shards.ledger import read_entries
 from shards.modality import MEDIA, Modality
-from tokenize_jobs.bill import CorpusPlan, Expected
+from tokenize_jobs.bill import Bill, CorpusPlan, Expected, estimate
+from tokenize_jobs.calibration import read_measurements
 from tokenize_jobs.plan import TokenizeConfig, Units
+
+if TYPE_CHECKING:
+    from tokenize_jobs.job import Job
 
 _SOURCES = 8
 _INPUTS = 8
 _CODEC_FILE = ".toml"
+
+
+def bill_of_jobs(jobs: Sequence[Job], *, gpus: int, kind: str, usd_per_hour: float | None = None) -> Bill:
+    """What is left to do of the jobs of a call, on so many devices of a kind; see :func:`tokenize_jobs.bill.estimate`.
+
+    Raises:
+        ConfigError, CorpusError: as :func:`plan_corpus`; also an unknown device, or a damaged calibration.
+    """
+    plans = [plan_corpus(job.config, job.units, job.todo) for job in jobs]
+    measurements = read_measurements(job.config.output for job in jobs)
+    return estimate(plans, gpus=gpus, kind=kind, usd_per_hour=usd_per_hour, measurements=measurements)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Progress:
             self._say()
 
     def figures(self) -> dict[str, Any]:
-        """Rates, encoders' busy share and seconds left; what cannot be known yet is None."""
+        """Rates, encoders' busy share and seconds left; what cannot be known yet is None, as the end is after one unit."""
         now = self._clock()
         # One unit says little about a rate, and its time has the start of everything in it; two begin to.
         since, inputs, tokens, units = self._started, self._inputs, self._tokens, self._units
@@ -94,7 +94,7 @@ class Progress:
             "samples_per_s": _rounded(inputs / elapsed if rate else None),
             "tokens_per_s": _rounded(tokens / elapsed if rate else None),
             "busy_share": round(self._busy_s / held, 3) if held else None,
-            "left_s": round(left / rate) if rate else None,
+            "left_s": round(left / rate) if rate and (self._units > 1 or not left) else None,
         }
 
     def _postfix(self) -> str:

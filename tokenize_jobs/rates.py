@@ -7,6 +7,7 @@ printed with the bill, so that nobody takes it for a measurement.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -69,13 +70,13 @@ def codec_speed(
     precision: Precision,
     fingerprint: str = "",
 ) -> Speed:
-    """Measured where a job has measured this codec on this kind of device, else assumed.
+    """Measured where a job has measured this codec on this kind of device, else assumed; no number for an unknown codec.
 
     Args:
         codec: its name, for the assumptions; ``fingerprint`` is what measurements know it by.
 
     Raises:
-        ConfigError: no such device or codec, and nothing measured.
+        ConfigError: no such device, and nothing measured.
     """
     measured = measured_speed(measurements, kind=kind, modality=modality, codec=fingerprint) if fingerprint else None
     known = rates.codecs.get(codec)
@@ -83,9 +84,8 @@ def codec_speed(
         decode_rate = measured.decode_rate or (known.decode_rate if known else 0.0)
         return Speed(measured.encode_rate, decode_rate, measured.basis)
     if known is None:
-        raise ConfigError(
-            f"codec {codec} on {kind}: expected a measurement or an entry in configs/rates.toml, which has "
-            f"{', '.join(sorted(rates.codecs))}; add one, or run a small job there first (--limit 1000)"
+        return Speed(
+            math.nan, math.nan, "unknown: add it to configs/rates.toml, or run a small job first (--limit 1000)"
         )
     if kind.lower() == CPU:
         return Speed(known.cpu_rate, known.decode_rate, f"assumed, one core: {known.source}")

@@ -177,11 +177,13 @@ def times_report(times: Times, *, tokens: int, gpus_per_encoder: float, usd_per_
     return report
 
 
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Path, having: bytes = b"") -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.is_file():
         return
     with path.open("rb") as file:
         for place, line in enumerate(file):
+            if having not in line:
+                continue
             try:
                 event = json.loads(line)
             except ValueError:
@@ -193,7 +195,8 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _start(path: Path) -> int:
     """Where the lines about the dataset that is there now begin."""
     start, fingerprint = 0, None
-    for place, event in _lines(path):
+    # Few lines are; the others need no parsing to be passed over.
+    for place, event in _lines(path, b"tokenize_begun"):
         if event["event"] != "tokenize_begun":
             continue
         found = event.get("fingerprint")

@@ -134,9 +134,16 @@ def test_what_nobody_knows_is_an_error_that_says_what_to_add(repository: Path):
         bill_from_file(path, gpus=1, kind="TPU9")
     with pytest.raises(ConfigError, match="expected one device at least"):
         bill_from_file(path, gpus=0, kind="A100")
-    strange = CorpusPlan("c", 1, 1, 1, (Expected(Modality.IMAGE, 1.0, "vqgan"),))
-    with pytest.raises(ConfigError, match="codec vqgan on A100: expected a measurement or an entry"):
-        estimate([strange], gpus=1, kind="A100")
+
+
+def test_a_codec_nobody_knows_has_tokens_and_no_hours():
+    """A dry run still says what it can, and what is missing to say more."""
+    strange = CorpusPlan("c", 1, 1, 1, (Expected(Modality.IMAGE, 100.0, "vqgan"),))
+    for usd in (None, 2.0):
+        text = format_bill(estimate([strange], gpus=1, kind="A100", usd_per_hour=usd))
+        assert re.search(r"^c .*image 3\.2 k +\? +\? +[?-]$", text, flags=re.MULTILINE)
+        assert "nan" not in text
+        assert "speed of vqgan on A100: unknown: add it to configs/rates.toml" in text
 
 
 def test_every_codec_there_is_has_its_assumptions():
