@@ -27,20 +27,21 @@ from pipeline.tokenization import TOKENIZATION_VERSION
 from pipeline.tokenizers.codecs import open_tokenizers
 from shards.errors import ConfigError
 from shards.ledger import FOLD_UNITS, Entry, fold_group, fold_ledger, read_entries, unit_name
+from shards.left_out import join_parts
 from shards.manifest import MANIFEST_NAME, write_manifest
+from shards.output_lock import only_writer, remove_temporaries
 from shards.records import FORMAT_VERSION
+from shards.removal import finish_removals
 from tokenize_jobs.ledger import (
     check_facts,
     commit_facts,
     committed_entry,
-    only_writer,
     planned_entries,
-    remove_temporaries,
 )
 from tokenize_jobs.listing import keep_listing
 from tokenize_jobs.log import JobLog
 from tokenize_jobs.plan import TokenizeConfig, Units, plan_units
-from tokenize_jobs.rejects import check_budget, join_parts
+from tokenize_jobs.rejects import check_budget
 from tokenize_jobs.report import make_manifest, read_report, summarize, write_report
 from tokenize_jobs.session import ray_session
 from tokenize_jobs.stages import EncodeRow, Task, decode_row
@@ -187,6 +188,7 @@ def run_jobs(jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
 def _begin(job: Job) -> None:
     """From here on the folder is no dataset until it is finished again."""
     remove_temporaries(job.config.output)
+    finish_removals(job.config.output)
     (job.config.output / MANIFEST_NAME).unlink(missing_ok=True)
     commit_facts(job.config.output, job.facts)
     keep_listing(job.config, job.units.sources)

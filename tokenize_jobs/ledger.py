@@ -6,18 +6,16 @@ facts a dataset was made with, so that going on with other facts is an error tha
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import DatasetError, FingerprintMismatch
 from shards.ledger import FACTS_NAME, LEDGER, Entry, entry_path, read_entries, read_entry
 from shards.manifest import fingerprint
-from shards.writer import TEMPORARY_SUFFIX, commit_bytes
+from shards.writer import commit_bytes
 
 if TYPE_CHECKING:
     from pipeline.samples import Source
@@ -101,34 +99,6 @@ def commit_facts(output: Path, facts: Mapping[str, Any]) -> None:
     path = output / LEDGER / FACTS_NAME
     if not path.is_file():
         commit_bytes(path, data.encode())
-
-
-def remove_temporaries(output: Path) -> None:
-    """Remove what writers that were killed have left."""
-    for folder in (output, output / "shards", output / "rejects", output / "ledger"):
-        for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
-            path.unlink(missing_ok=True)
-
-
-@contextmanager
-def only_writer(output: Path) -> Iterator[None]:
-    """Hold the output folder for one run at a time; a killed run lets go by itself.
-
-    Raises:
-        DatasetError: another run is writing there.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    folder = os.open(output, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DatasetError(
-                f"{output}: expected no other run to write there, found one; wait for it or choose another output"
-            ) from error
-        yield
-    finally:
-        os.close(folder)
 
 
 def _check_entry(entry: Entry, planned: tuple[str, int, int, int], expected_fingerprint: str, output: Path) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.samples import Filtered, Reject
 from pipeline.tokenization import Encoded
+from shards.lookup import input_id
 from shards.records import Provenance, table_to_samples
 from tokenize_jobs.plan import Unit
 
@@ -22,7 +23,7 @@ _ONCE_ONLY = "duplicate_id"
 
 def ids_to_retry(unit: Unit, output: Path) -> frozenset[str]:
     """Ids of the inputs of a unit that were rejected; of a window, the id of the whole."""
-    return frozenset(_input_id(item.sample_id) for item in _left_out(unit, output) if _is_retried(item))
+    return frozenset(input_id(item.sample_id) for item in _left_out(unit, output) if _is_retried(item))
 
 
 def merge(unit: Unit, output: Path, again: Sequence[Encoded], order: Sequence[str]) -> list[Encoded]:
@@ -33,14 +34,14 @@ def merge(unit: Unit, output: Path, again: Sequence[Encoded], order: Sequence[st
         order: ids of all inputs of the unit, in its order.
     """
     retried = ids_to_retry(unit, output)
-    kept: list[Encoded] = [item for item in _written(unit, output) if _input_id(item.sample_id) not in retried]
-    kept += [item for item in _left_out(unit, output) if _input_id(item.sample_id) not in retried]
+    kept: list[Encoded] = [item for item in _written(unit, output) if input_id(item.sample_id) not in retried]
+    kept += [item for item in _left_out(unit, output) if input_id(item.sample_id) not in retried]
     last = {sample_id: place for place, sample_id in enumerate(order)}
     first = {sample_id: place for place, sample_id in reversed(list(enumerate(order)))}
 
     def place(item: Encoded) -> int:
         is_second = isinstance(item, Reject) and item.reason == _ONCE_ONLY
-        return (last if is_second else first)[_input_id(item.sample_id)]
+        return (last if is_second else first)[input_id(item.sample_id)]
 
     # Sorting is stable, and windows of one input were written in their order.
     return sorted([*kept, *again], key=place)
@@ -48,12 +49,6 @@ def merge(unit: Unit, output: Path, again: Sequence[Encoded], order: Sequence[st
 
 def _is_retried(item: Filtered | Reject) -> bool:
     return isinstance(item, Reject) and item.reason != _ONCE_ONLY
-
-
-def _input_id(sample_id: str) -> str:
-    """Without the number of a window."""
-    whole, mark, window = sample_id.rpartition("#w")
-    return whole if mark and window.isdigit() else sample_id
 
 
 def _written(unit: Unit, output: Path) -> list[Encoded]:

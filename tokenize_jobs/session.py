@@ -23,7 +23,7 @@ from shards.errors import ConfigError
 
 OBJECT_STORE_BYTES = 256 << 20
 
-_LOCAL_ENVIRONMENT = {
+LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
@@ -49,7 +49,7 @@ def ray_session(*, workers: int, address: str = "") -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    for name, value in _LOCAL_ENVIRONMENT.items():
+    for name, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     address = address or os.environ.get("RAY_ADDRESS", "")
     local: dict[str, Any] = (

@@ -29,8 +29,11 @@ from pipeline.tokenization import Decoded, Encoded, count_tokens, decode_samples
 from pipeline.tokenizers.codecs import open_tokenizers
 from shards.errors import AnyGPTError, CorpusError, DatasetError, SampleError
 from shards.ledger import Entry, commit_entry, read_entry
+from shards.left_out import REMOVED
+from shards.lookup import input_id
 from shards.manifest import ShardEntry
 from shards.records import TokenizedSample, samples_to_table
+from shards.removal import removed_samples
 from shards.vocabulary import Modality
 from shards.writer import commit_table
 from tokenize_jobs.ledger import source_bytes, source_name
@@ -126,7 +129,7 @@ class EncodeRow:
             times["encode_s"] = self._idle_since - started
         if task.retry:
             encoded = merge(unit, task.config.output, encoded, payload.order)
-        return commit_unit(task, unit, encoded)
+        return commit_unit(task, unit, without_removed(encoded, task.config.output, unit))
 
 
 def decode_unit(task: Task, unit: Unit) -> Payload:
@@ -151,6 +154,19 @@ def decode_unit(task: Task, unit: Unit) -> Payload:
             "the file changed while it was read, or its reader counts wrongly"
         )
     return Payload(items, tuple(raw.ids) if task.retry else ())
+
+
+def without_removed(encoded: Sequence[Encoded], output: Path, unit: Unit) -> list[Encoded]:
+    """The outcomes with those that a take-down (``anygpt-remove``) named earlier left out, whatever became of them."""
+    gone = removed_samples(output, unit.name)
+
+    def outcome(item: Encoded) -> Encoded:
+        message = gone.get(item.sample_id, gone.get(input_id(item.sample_id)))
+        if message is None:
+            return item
+        return Filtered(item.sample_id, item.corpus, REMOVED, message, item.provenance)
+
+    return [outcome(item) for item in encoded] if gone else list(encoded)
 
 
 def commit_unit(task: Task, unit: Unit, encoded: Sequence[Encoded]) -> Entry:

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from pipeline.samples import Filtered, Reject, Source
 from shards.errors import DatasetError, FingerprintMismatch, RejectBudgetExceeded
 from shards.ledger import Entry, commit_entry
+from shards.left_out import REJECT_SCHEMA, join_parts
 from shards.manifest import ShardEntry
+from shards.output_lock import only_writer, remove_temporaries
 from shards.records import Provenance
 from shards.writer import commit_bytes, commit_table
-from tokenize_jobs.ledger import check_facts, commit_facts, only_writer, planned_entries, remove_temporaries
+from tokenize_jobs.ledger import check_facts, commit_facts, planned_entries
 from tokenize_jobs.plan import Unit, Units, cut_units
-from tokenize_jobs.rejects import REJECT_SCHEMA, check_budget, join_parts, left_out_table
+from tokenize_jobs.rejects import check_budget, left_out_table
 from tokenize_jobs.report import format_reports, make_manifest, read_report, summarize, write_report
 
 PROVENANCE = Provenance("00000.tar", "000000001", 512)
