@@ -7,24 +7,24 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
 from shards.audit import LeftOut, Place, SampleFacts, SegmentFacts, Trail, trace
 from shards.errors import AnyGPTError
+from shards.storage import open_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``anygpt-audit DATASET --id X``: exit 1 when no dataset at hand has the id."""
     parser = argparse.ArgumentParser(prog="anygpt-audit", description="Where did a sample come from?")
-    parser.add_argument("dataset", type=Path, help="folder of packed rows or of sample shards")
+    parser.add_argument("dataset", help="folder of packed rows or of sample shards")
     parser.add_argument("--id", required=True, help="of a sample; of a recording, to find all its windows")
     parser.add_argument(
-        "--samples", type=Path, nargs="+", default=[], help="for packed rows: datasets of samples, or folders to search"
+        "--samples", nargs="+", default=[], help="for packed rows: datasets of samples, or folders to search"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
     args = parser.parse_args(argv)
     try:
-        trail = trace(args.dataset, args.id, samples=args.samples)
+        trail = trace(open_path(args.dataset), args.id, samples=[open_path(text) for text in args.samples])
     except AnyGPTError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -20,7 +20,9 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 
 from shards.errors import DatasetError
+from shards.ledger import LEDGER
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from shards.storage import match_files
 
 pc: Any = pyarrow.compute  # made when imported, so that type checkers do not see its functions
 _WINDOW = r"#w[0-9]+$"
@@ -97,8 +99,11 @@ def find_datasets(folders: Iterable[Path], kind: str) -> list[tuple[Path, Manife
     for folder in folders:
         if not folder.is_dir():
             raise DatasetError(f"{folder}: expected a folder with datasets in it, found none; check the path")
-        for path in sorted(folder.rglob(MANIFEST_NAME)):
-            if path.parent not in found and (manifest := read_manifest(path.parent)).kind == kind:
+        for path in sorted(match_files(folder, [MANIFEST_NAME])):
+            # A manifest below a ledger was set aside by a removal that was killed.
+            if path.parent.name == LEDGER or path.parent in found:
+                continue
+            if (manifest := read_manifest(path.parent)).kind == kind:
                 found[path.parent] = manifest
     return list(found.items())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from shards.errors import AnyGPTError, ConfigError
 from shards.manifest import MANIFEST_NAME
 from shards.removal import Removal, Stale, plan_removal, remove_samples, stale_datasets, unknown_message
+from shards.storage import open_path
 
 _NAMED = 10
 
@@ -27,8 +28,8 @@ class _Arguments:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``anygpt-remove DATASET --ids FILE``: exit 1 when an id is unknown; the same call again finishes a killed one."""
-    args = _parse(argv)
     try:
+        args = _parse(argv)
         ids = read_ids(args.ids)
         if args.dry_run:
             removal = plan_removal(args.dataset, ids)
@@ -94,12 +95,11 @@ def _parse(argv: Sequence[str] | None) -> _Arguments:
     parser = argparse.ArgumentParser(
         prog="anygpt-remove", description="Take samples out of a tokenized dataset for good."
     )
-    parser.add_argument("dataset", type=Path, help="folder of sample shards, the output of anygpt-tokenize")
+    parser.add_argument("dataset", help="folder of sample shards, the output of anygpt-tokenize")
     parser.add_argument("--ids", type=Path, required=True, help="text file, one sample id a line, # for comments")
     parser.add_argument("--reason", default="", help="why, as removed.parquet and filtered.parquet will say it")
     parser.add_argument(
         "--packed",
-        type=Path,
         nargs="+",
         default=[],
         help="packed datasets, or folders to search for them: which are stale?",
@@ -107,4 +107,5 @@ def _parse(argv: Sequence[str] | None) -> _Arguments:
     parser.add_argument("--ignore-unknown", action="store_true", help="ids of other datasets may be in the list")
     parser.add_argument("--dry-run", action="store_true", help="say what would happen, write nothing")
     args = parser.parse_args(argv)
-    return _Arguments(args.dataset, args.ids, args.reason, tuple(args.packed), args.ignore_unknown, args.dry_run)
+    dataset, packed = open_path(args.dataset), tuple(open_path(text) for text in args.packed)
+    return _Arguments(dataset, args.ids, args.reason, packed, args.ignore_unknown, args.dry_run)

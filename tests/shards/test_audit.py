@@ -281,6 +281,12 @@ def test_datasets_are_found_once_by_kind(folder: Path) -> None:
     assert [path.name for path, _ in find_datasets([folder], "packed")] == ["both"]
 
 
+def test_the_manifest_that_a_killed_removal_set_aside_is_no_dataset(folder: Path, tmp_path: Path) -> None:
+    talks = Path(shutil.copytree(folder / "samples" / "talks", tmp_path / "talks"))
+    (talks / "manifest.json").rename(talks / "ledger" / "manifest.json")
+    assert find_datasets([tmp_path], "samples") == []
+
+
 @pytest.mark.parametrize(
     ("sample_id", "whole"),
     [("a#w0", "a"), ("a#w12", "a"), ("a", "a"), ("a#w", "a#w"), ("a#wx", "a#wx"), ("a#w1#w2", "a#w1")],
