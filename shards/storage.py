@@ -12,6 +12,7 @@ Credentials and endpoints come from where the libraries look for them (``AWS_*``
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -21,16 +22,20 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
 
-from shards.errors import ConfigError
+from shards.errors import ChecksumMismatch, ConfigError
 
 STORES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs")}
 """Scheme -> the library that speaks it, and the extra of ours that installs it."""
 BLOCK_BYTES = 8 << 20
 """Of one request when a file is read from start to end."""
+PART_BYTES = 16 << 20
+"""Of one request of a multipart upload; with at most 10,000 parts, an object may have 160 GB."""
 ATTEMPTS = 8
 """Of one request, with growing pauses: throttling and lost connections are everyday in an object store."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(/{1,2})")
+# Those whose exceptions are no OSError, although they are about the network.
+_LIBRARIES = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google"}
 # A listing that is remembered would hide what another process has committed since.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {
@@ -138,16 +143,30 @@ def match_files(folder: Path, patterns: Iterable[str]) -> set[Path]:
     return {folder / str(name) for name in names if any(name.match(pattern) for pattern in patterns)}
 
 
-def explain(path: Path, error: OSError) -> ConfigError:
-    """What a store refused, in our words: a missing bucket, a denied request, an endpoint that does not answer."""
-    if isinstance(error, FileNotFoundError):
-        return ConfigError(f"{path}: expected a bucket of that name, found none; create it or correct the name")
-    if isinstance(error, PermissionError):
-        return ConfigError(
-            f"{path}: expected to be let in, found: {error}; check credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, the "
-            "machine's role) and the rights of that account: list, read, write and delete below this folder"
+def put_bytes(path: Path, data: bytes) -> None:
+    """Write an object: readers see all of it or none of it, at any moment and whatever becomes of this process.
+
+    Small ones are one PUT; from twice :data:`PART_BYTES` on they are a multipart upload, which no reader and no listing
+    sees before its last request. What was stored is then compared with what was sent.
+
+    Raises:
+        ConfigError: the bucket is missing, denied or out of reach.
+        ChecksumMismatch: the store holds something else.
+    """
+    fs, key = file_system(path), key_of(path)
+    with explained(path):
+        fs.pipe_file(key, data, **({"chunksize": PART_BYTES} if scheme_of(path) == "s3" else {}))
+        facts = fs.info(key)
+        # A whole object's ETag is its MD5 at most stores. Where it is not (encryption, parts), the bytes themselves tell.
+        same = facts["size"] == len(data) and (
+            str(facts.get("ETag", "")).strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
+            or fs.cat_file(key) == data
         )
-    return ConfigError(f"{path}: expected an object store that answers, found: {error}; check network and endpoint")
+    if not same:
+        raise ChecksumMismatch(
+            f"{path}: expected the {len(data):,} bytes just written, found {facts['size']:,} others; does another program "
+            "write there? run the same command again"
+        )
 
 
 def check_access(folder: Path) -> None:
@@ -158,11 +177,46 @@ def check_access(folder: Path) -> None:
     """
     if not is_remote(folder):
         return
+    fs, (bucket, _, prefix) = file_system(folder), key_of(folder).partition("/")
+    with explained(folder):
+        if scheme_of(folder) == "s3":
+            # The rights of an account often end at a prefix, so nothing above it is asked for.
+            fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix.rstrip('/')}/".lstrip("/"), MaxKeys=1)
+        elif not fs.exists(bucket):
+            raise FileNotFoundError(bucket)
+
+
+@contextmanager
+def explained(path: Path) -> Generator[None]:
+    """Say in our words what a store refused.
+
+    Raises:
+        ConfigError: the bucket is missing, the request denied, or nobody answers.
+    """
     try:
-        # One key of it, asked of the store; whether the folder holds anything does not matter.
-        file_system(folder).ls(key_of(folder).split("/", 1)[0], detail=False)
-    except OSError as error:
-        raise explain(folder, error) from error
+        yield
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{path}: expected a bucket of that name, found none; create it or correct the name"
+        ) from error
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _LIBRARIES:
+            raise
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
+            raise ConfigError(
+                f"{path}: expected to be let in, found {what}; check credentials (AWS_ACCESS_KEY_ID, AWS_PROFILE, the "
+                "machine's role) and the account's rights: list, read, write and delete below this folder"
+            ) from error
+        raise ConfigError(
+            f"{path}: expected an object store that answers, found {what}; check network and endpoint "
+            "(AWS_ENDPOINT_URL), and run the same command again"
+        ) from error
+
+
+def scheme_of(path: Path) -> str:
+    """``s3`` or ``gs`` of a remote path."""
+    return str(cast(Any, path).protocol)
 
 
 def _local(text: str) -> Path:

@@ -1,4 +1,9 @@
-"""Committing files: temporary name -> fsync -> rename, so that a file under its final name is always whole."""
+"""Committing files, so that a file under its final name is always whole.
+
+On this machine: temporary name -> fsync -> rename -> fsync of the folder. In an object store, which has no rename and
+needs none: one request makes the whole object visible, and what was stored is then compared with what was sent
+(:func:`shards.storage.put_bytes`). A writer that is killed leaves a temporary file here, and nothing visible there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from shards.storage import is_remote, local_only, put_bytes
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -20,7 +27,14 @@ def commit_bytes(path: Path, data: bytes, *, writer: str = "") -> str:
 
     Returns:
         sha256 of the bytes, hex.
+
+    Raises:
+        ConfigError, ChecksumMismatch: an object store refused them, or holds others.
+        OSError: the disk did.
     """
+    if is_remote(path):
+        put_bytes(path, data)
+        return hashlib.sha256(data).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + writer + TEMPORARY_SUFFIX)
     try:
@@ -37,7 +51,8 @@ def commit_bytes(path: Path, data: bytes, *, writer: str = "") -> str:
 
 
 def commit_file(temporary: Path, path: Path) -> None:
-    """Rename a closed, fsynced file to its final name and make the rename itself durable."""
+    """Rename a closed, fsynced file to its final name and make the rename itself durable; on this machine only."""
+    local_only(path, "files that are written piece by piece")
     temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -55,6 +70,14 @@ def commit_table(path: Path, table: pa.Table, *, writer: str = "") -> str:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=1 << 16)
     return commit_bytes(path, sink.getvalue().to_pybytes(), writer=writer)
+
+
+def remove_temporaries(*folders: Path) -> None:
+    """Remove what writers that were killed have left in these folders; in an object store they leave nothing there."""
+    for folder in folders:
+        if not is_remote(folder):
+            for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+                path.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:
