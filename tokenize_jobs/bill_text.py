@@ -90,10 +90,11 @@ def _training(bill: Bill) -> Iterator[str]:
 def _bases(bill: Bill) -> Iterator[str]:
     """What the figures rest on, every sentence once."""
     yield ""
-    seen: dict[str, None] = {}
+    corpora: dict[str, list[str]] = {}
     for line in bill.lines:
         if line.plan.basis:
-            seen[f"amounts of {line.plan.name}: {line.plan.basis}"] = None
+            corpora.setdefault(line.plan.basis, []).append(line.plan.name)
+    seen = {f"amounts of {', '.join(names)}: {basis}": None for basis, names in corpora.items()}
     for line in bill.lines:
         for medium, speed in zip(line.plan.media, line.speeds, strict=True):
             per = " x real time" if medium.modality.is_sound else " pictures/s"
