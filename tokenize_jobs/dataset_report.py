@@ -16,14 +16,16 @@ from typing import Any
 
 from pipeline.codec_page import fill_page, html_table, usage_chart
 from pipeline.codec_report import LevelUsage
-from shards.manifest import Manifest
+from shards.errors import DatasetError
+from shards.manifest import Manifest, read_manifest
 from shards.modality import SOUNDS, Modality
 from shards.writer import commit_bytes
 from tokenize_jobs.data_card import data_card, describe_sample, filters_in_force, stated_licences
 from tokenize_jobs.dataset_charts import distribution_chart, duration, outcome_bar, progress_chart, short
 from tokenize_jobs.dataset_statistics import DatasetStatistics, read_statistics
-from tokenize_jobs.report import REPORT_NAME
-from tokenize_jobs.timing import Times
+from tokenize_jobs.log import log_path
+from tokenize_jobs.report import REPORT_NAME, read_report
+from tokenize_jobs.timing import Times, read_times
 
 CARD_NAME = "datacard.md"
 PAGE_NAME = "report.html"
@@ -51,6 +53,24 @@ def write_dataset_page(
     commit_bytes(output / CARD_NAME, data_card(manifest, report, statistics).encode())
     commit_bytes(output / PAGE_NAME, dataset_page(manifest, report, statistics, times=times).encode())
     return statistics
+
+
+def refresh_dataset_page(output: Path) -> bool:
+    """Write card and page of a finished dataset that lacks one of them: an old one, or one that samples were removed from.
+
+    Returns:
+        Whether they were written.
+
+    Raises:
+        DatasetError: the dataset is not finished, or a shard is missing or damaged.
+    """
+    if (output / CARD_NAME).is_file() and (output / PAGE_NAME).is_file():
+        return False
+    manifest, report = read_manifest(output), read_report(output)
+    if report is None:
+        raise DatasetError(f"{output / REPORT_NAME}: expected a report, found none; run anygpt-tokenize again")
+    write_dataset_page(output, manifest, report, times=read_times(log_path(output)))
+    return True
 
 
 def dataset_page(

@@ -19,13 +19,20 @@ from hypothesis import strategies as st
 
 from shards.errors import DatasetError
 from shards.ledger import Entry, unit_name
-from shards.manifest import Manifest, ShardEntry
+from shards.manifest import Manifest, ShardEntry, write_manifest
 from shards.modality import Modality
 from shards.records import Provenance, Segment, TokenizedSample, samples_to_table
 from shards.writer import commit_table
 from tokenize_jobs.data_card import data_card, filters_in_force, licence_id
 from tokenize_jobs.dataset_charts import duration, outcome_bar, progress_chart, short
-from tokenize_jobs.dataset_report import CARD_NAME, PAGE_NAME, TIMED_NAMES, dataset_page, write_dataset_page
+from tokenize_jobs.dataset_report import (
+    CARD_NAME,
+    PAGE_NAME,
+    TIMED_NAMES,
+    dataset_page,
+    refresh_dataset_page,
+    write_dataset_page,
+)
 from tokenize_jobs.dataset_statistics import choose_shards, make_distribution, read_statistics
 from tokenize_jobs.report import REPORT_NAME, make_manifest, summarize, write_report
 from tokenize_jobs.timing import DeviceTimes, Times
@@ -183,6 +190,20 @@ def test_a_dataset_of_which_nothing_was_kept_has_a_page_too(tmp_path: Path):
     statistics = write_dataset_page(tmp_path, manifest, report)
     assert (statistics.rows, statistics.usage, statistics.lengths) == (0, {}, ())
     assert "size_categories:\n- n<1K" in (tmp_path / CARD_NAME).read_text(encoding="utf-8")
+
+
+def test_card_and_page_come_back_when_they_were_removed(dataset, tmp_path: Path):
+    folder, _, _ = dataset
+    manifest, _ = write_dataset(tmp_path, 4)
+    with pytest.raises(DatasetError, match="expected a dataset's manifest"):
+        refresh_dataset_page(tmp_path)
+    write_manifest(tmp_path, manifest)
+    assert refresh_dataset_page(tmp_path)
+    assert (tmp_path / CARD_NAME).read_bytes() == (folder / CARD_NAME).read_bytes()
+    assert not refresh_dataset_page(tmp_path)
+    (tmp_path / PAGE_NAME).unlink()
+    assert refresh_dataset_page(tmp_path)
+    assert (tmp_path / PAGE_NAME).is_file()
 
 
 # Report
