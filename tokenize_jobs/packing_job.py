@@ -18,9 +18,10 @@ from tqdm import tqdm
 from pipeline.packing import PACKING_VERSION
 from pipeline.templates import check_shares
 from shards.errors import DatasetError, FingerprintMismatch
-from shards.manifest import MANIFEST_NAME, Manifest, fingerprint, read_manifest
+from shards.lineage import packing_fingerprint
+from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from shards.output_lock import only_writer
 from shards.packed import FORMAT_VERSION, sidecar_path
-from tokenize_jobs.ledger import only_writer
 from tokenize_jobs.packing_config import Language, PackingConfig, pack_with
 from tokenize_jobs.packing_log import packing_log
 from tokenize_jobs.packing_report import finish_dataset, read_report, summarize, write_report
@@ -88,8 +89,7 @@ def _plan_dataset(
 ) -> PackingPlan:
     folder = config.output / (name + VALIDATION_SUFFIX * validation)
     facts = _facts(name, config, language, limit, validation)
-    inputs = [[m.name, m.fingerprint, [[s.path, s.num_rows, s.sha256] for s in m.shards]] for _, m in sources]
-    key = fingerprint({"config": facts, "inputs": inputs})
+    key = packing_fingerprint(facts, [manifest for _, manifest in sources])
     done = _is_done(folder, key)
     draws = config.datasets[name].draws
     slices = plan_slices(sources, draws=draws, unit_documents=config.unit_documents, limit=limit)

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -157,16 +158,21 @@ def decode_unit(task: Task, unit: Unit) -> Payload:
 
 
 def without_removed(encoded: Sequence[Encoded], output: Path, unit: Unit) -> list[Encoded]:
-    """The outcomes with those that a take-down (``anygpt-remove``) named earlier left out, whatever became of them."""
-    gone = removed_samples(output, unit.name)
+    """The outcomes without those that a take-down (``anygpt-remove``) named earlier; these come last, left out, by id.
 
-    def outcome(item: Encoded) -> Encoded:
-        message = gone.get(item.sample_id, gone.get(input_id(item.sample_id)))
+    Where they were in the unit is forgotten, so that its files are those that :mod:`shards.removal` writes.
+    """
+    removed = removed_samples(output, unit.name)
+    kept: list[Encoded] = []
+    gone: list[Filtered] = []
+    for item in encoded:
+        message = removed.get(item.sample_id, removed.get(input_id(item.sample_id)))
         if message is None:
-            return item
-        return Filtered(item.sample_id, item.corpus, REMOVED, message, item.provenance)
-
-    return [outcome(item) for item in encoded] if gone else list(encoded)
+            kept.append(item)
+        else:
+            gone.append(Filtered(item.sample_id, item.corpus, REMOVED, message, item.provenance))
+    place = attrgetter("sample_id", "provenance.source_file", "provenance.member", "provenance.offset")
+    return [*kept, *sorted(gone, key=place)]
 
 
 def commit_unit(task: Task, unit: Unit, encoded: Sequence[Encoded]) -> Entry:
