@@ -30,7 +30,7 @@ BLOCK_BYTES = 8 << 20
 """Of one request when a file is read from start to end."""
 PART_BYTES = 16 << 20
 """Of one request of a multipart upload; with at most 10,000 parts, an object may have 160 GB."""
-ATTEMPTS = 8
+ATTEMPTS = 6
 """Of one request, with growing pauses: throttling and lost connections are everyday in an object store."""
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):(/{1,2})")
@@ -157,11 +157,9 @@ def put_bytes(path: Path, data: bytes) -> None:
     with explained(path):
         fs.pipe_file(key, data, **({"chunksize": PART_BYTES} if scheme_of(path) == "s3" else {}))
         facts = fs.info(key)
-        # A whole object's ETag is its MD5 at most stores. Where it is not (encryption, parts), the bytes themselves tell.
-        same = facts["size"] == len(data) and (
-            str(facts.get("ETag", "")).strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
-            or fs.cat_file(key) == data
-        )
+        # Where an ETag is no MD5 (encryption, other sizes of parts), the bytes themselves tell.
+        tag = str(facts.get("ETag", "")).strip('"')
+        same = facts["size"] == len(data) and (tag == _etag(data) or fs.cat_file(key) == data)
     if not same:
         raise ChecksumMismatch(
             f"{path}: expected the {len(data):,} bytes just written, found {facts['size']:,} others; does another program "
@@ -187,15 +185,21 @@ def check_access(folder: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Generator[None]:
+def explained(path: object, *, missing: bool = False) -> Generator[None]:
     """Say in our words what a store refused.
 
+    Args:
+        missing: the object itself may be missing, which is the caller's to judge.
+
     Raises:
+        FileNotFoundError: it is, if it may be.
         ConfigError: the bucket is missing, the request denied, or nobody answers.
     """
     try:
         yield
     except FileNotFoundError as error:
+        if missing:
+            raise
         raise ConfigError(
             f"{path}: expected a bucket of that name, found none; create it or correct the name"
         ) from error
@@ -219,6 +223,16 @@ def scheme_of(path: Path) -> str:
     return str(cast(Any, path).protocol)
 
 
+def _etag(data: bytes) -> str:
+    """What most S3 stores say of an object: its MD5, or that of its parts' MD5s and how many there are."""
+    if len(data) < 2 * PART_BYTES:
+        return hashlib.md5(data, usedforsecurity=False).hexdigest()
+    view = memoryview(data)
+    parts = [view[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+    digests = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in parts)
+    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
 def _local(text: str) -> Path:
     parts = urlsplit(text)
     if parts.netloc not in {"", "localhost"}:
@@ -233,4 +247,7 @@ def _remote(text: str, scheme: str) -> Path:
             f"{text}: expected the library {library}, which reads {scheme}://, found none; "
             f"install it with: pip install anygpt-data[{extra}]"
         )
-    return cast(Path, import_module("upath").UPath(text.rstrip("/"), **_OPTIONS[scheme]))
+    # Imported late: a run on local files needs none of it.
+    return cast(
+        Path, import_module("shards.remote_path").PATHS[scheme](text.rstrip("/"), protocol=scheme, **_OPTIONS[scheme])
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import CorpusError, SampleError
+from shards.storage import is_remote, match_files
 
 # A 64 MiB picture or clip is a mistake; long recordings are not read through here.
 MAX_MEDIA_BYTES = 64 << 20
@@ -24,7 +25,7 @@ def find_files(root: Path, patterns: Iterable[str], *, corpus: str) -> list[Path
         CorpusError: if there are none.
     """
     patterns = tuple(patterns)
-    found = {path for pattern in patterns for path in root.rglob(pattern) if path.is_file()}
+    found = match_files(root, patterns)
     if not found:
         raise CorpusError(
             f"{root}: expected files {' or '.join(patterns)} of the corpus {corpus}, found none; "
@@ -49,17 +50,37 @@ def resolve_media(folder: Path, name: Any, *, root: Path) -> Path:
     Raises:
         SampleError: ``record_malformed`` (no name), ``path_outside_corpus``, ``media_missing``, ``media_empty``.
     """
+    _check_name(name)
+    path = folder / name
+    _check_media(path, name, root)
+    return path
+
+
+def read_media(folder: Path, name: Any, *, root: Path, max_bytes: int = MAX_MEDIA_BYTES) -> bytes:
+    """The bytes of a media file; raises as :func:`resolve_media`, and ``media_too_large``."""
+    _check_name(name)
+    path = folder / name
+    size = _check_media(path, name, root)
+    if size > max_bytes:
+        raise SampleError("media_too_large", f"{name}: expected at most {max_bytes} bytes, found {size}")
+    return path.read_bytes()
+
+
+def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
         raise SampleError("record_malformed", f"expected the name of a media file, found {name!r}")
     if not is_inside(name):
         raise SampleError("path_outside_corpus", f"expected a file inside the corpus, found {name!r}")
-    path = folder / name
+
+
+def _check_media(path: Path, name: str, root: Path) -> int:
+    """The size of a medium that is a file with something in it and lies inside the corpus."""
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
         raise SampleError("media_missing", f"expected {name!r}, found nothing: {type(error).__name__}") from error
-    # A link inside the corpus may lead out of it.
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+    # A link inside the corpus may lead out of it; an object store has no links.
+    if not is_remote(path) and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise SampleError(
             "path_outside_corpus", f"expected a file inside the corpus, found that {name!r} leads out of it"
         )
@@ -67,13 +88,4 @@ def resolve_media(folder: Path, name: Any, *, root: Path) -> Path:
         raise SampleError("media_missing", f"expected {name!r} to be a file, found something else")
     if not status.st_size:
         raise SampleError("media_empty", f"expected a medium in {name!r}, found no bytes")
-    return path
-
-
-def read_media(folder: Path, name: Any, *, root: Path, max_bytes: int = MAX_MEDIA_BYTES) -> bytes:
-    """The bytes of a media file; raises as :func:`resolve_media`, and ``media_too_large``."""
-    path = resolve_media(folder, name, root=root)
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise SampleError("media_too_large", f"{name}: expected at most {max_bytes} bytes, found {size}")
-    return path.read_bytes()
+    return status.st_size

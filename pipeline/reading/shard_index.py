@@ -19,6 +19,7 @@ from webdataset.tariterators import base_plus_ext
 
 from pipeline.reading.files import is_inside
 from shards.errors import SampleError
+from shards.storage import open_random
 
 MAX_MEMBER_BYTES = 64 << 20
 # What tarfile and the decompressors below it raise on damaged archives.
@@ -53,13 +54,14 @@ def open_shard(path: Path) -> Generator[tuple[tarfile.TarFile | None, list[Shard
     if not path.stat().st_size:
         yield None, [ShardEntry("", problem="file_empty")]
         return
-    try:
-        archive = tarfile.open(path, mode="r:*")  # noqa: SIM115 - closed below, and opening may fail
-    except _DAMAGE:
-        yield None, [ShardEntry("", problem="archive_unreadable")]
-        return
-    with archive:
-        yield archive, index_shard(archive)
+    with open_random(path) as file:
+        try:
+            archive = tarfile.open(fileobj=file, mode="r:*")  # noqa: SIM115 - closed below, and opening may fail
+        except _DAMAGE:
+            yield None, [ShardEntry("", problem="archive_unreadable")]
+            return
+        with archive:
+            yield archive, index_shard(archive)
 
 
 def index_shard(archive: tarfile.TarFile) -> list[ShardEntry]:
