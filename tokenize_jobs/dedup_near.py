@@ -1,0 +1,142 @@
+"""Which of many hashes are near each other: exact answers from sorted arrays, in memory linear in their number.
+
+Both kinds of near copies are found in the same way. Keys are made such that near hashes have equal ones; the hashes are
+sorted by each key in turn, and those with equal keys are compared.
+
+* Hamming distance d over 64 bits (Manku et al. 2007, "Detecting near-duplicates for web crawling"): of b blocks of bits,
+  d differing bits leave at least b - d untouched, so the choice of b - d blocks is the key, every choice in turn. More
+  blocks mean more choices and longer keys; b is taken so that sorting and comparing together cost least.
+* MinHash: the bands that datasketch's ``MinHashLSH`` would use for the threshold. Its own tables are Python dictionaries,
+  which need about 1 KiB and 20 us a band and text; the sorted arrays give the same candidates, and every candidate is
+  compared by its whole MinHash.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from datasketch import MinHashLSH
+
+Hashes = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
+Pairs = tuple[Numbers, Numbers]
+Near = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
+
+MOST_NEIGHBOURS = 4096
+"""With how many of those that have an equal key a hash is compared, at most: a million pictures that share most of their
+bits would else be compared each with each. They are sorted, so that those next to each other are compared."""
+_MOST_BLOCKS = 12
+
+
+def hamming_pairs(hashes: Hashes, near: Near, *, max_distance: int, bits: int = 64) -> Iterator[Pairs]:
+    """Pairs of hashes at most ``max_distance`` bits apart; some come twice.
+
+    Args:
+        hashes: (n,) the low ``bits`` count.
+        near: of two arrays of indices, which pairs are near in other ways as well.
+    """
+
+    def is_near(left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
+        close = np.bitwise_count(hashes[left] ^ hashes[right]) <= max_distance
+        close[close] = near(left[close], right[close])
+        return close
+
+    if len(hashes) < 2:
+        return
+    for mask in block_masks(len(hashes), max_distance=max_distance, bits=bits):
+        keys = hashes & np.uint64(mask)
+        yield from _near_with_equal_keys(keys, is_near)
+
+
+def block_masks(count: int, *, max_distance: int, bits: int = 64) -> list[int]:
+    """The bits of each key: hashes at most ``max_distance`` apart agree in all bits of at least one."""
+    costs: dict[int, float] = {}
+    for blocks in range(max_distance + 1, min(_MOST_BLOCKS, bits) + 1):
+        key_bits = bits * (blocks - max_distance) // blocks
+        # Sorting a hash costs about as much as comparing it with two dozen others.
+        a_table = count * (24.0 + count / 2.0 ** (key_bits + 1))
+        costs[blocks] = math.comb(blocks, max_distance) * a_table
+    blocks = min(costs, key=lambda number: costs[number])
+    edges = [bits * number // blocks for number in range(blocks + 1)]
+    masks = [(1 << stop) - (1 << start) for start, stop in itertools.pairwise(edges)]
+    return [sum(chosen) for chosen in itertools.combinations(masks, blocks - max_distance)]
+
+
+def minhash_pairs(minhashes: npt.NDArray[np.uint32], *, threshold: float) -> Iterator[Pairs]:
+    """Pairs of MinHashes that agree in at least ``threshold`` of their places and in one band; some come twice.
+
+    Args:
+        minhashes: (n, permutations); may be mapped from a file.
+    """
+    if len(minhashes) < 2:
+        return
+    bands = MinHashLSH(threshold=threshold, num_perm=minhashes.shape[1])
+
+    def is_near(left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
+        pieces = range(0, len(left), 1 << 14)
+        found = [similarity(minhashes, left[at : at + (1 << 14)], right[at : at + (1 << 14)]) for at in pieces]
+        return np.concatenate(found) >= threshold if found else np.empty(0, bool)
+
+    for band in range(bands.b):
+        yield from _near_with_equal_keys(_band_keys(minhashes, band * bands.r, bands.r), is_near)
+
+
+def similarity(minhashes: npt.NDArray[np.uint32], left: Numbers, right: Numbers) -> npt.NDArray[np.float64]:
+    """Estimated Jaccard similarities, (pairs,)."""
+    return (minhashes[left] == minhashes[right]).mean(axis=1)
+
+
+def components(left: Numbers, right: Numbers) -> tuple[Numbers, Numbers]:
+    """What is connected by pairs.
+
+    Returns:
+        (n,) everything that is in a pair, sorted, and (n,) the smallest number of what it is connected with.
+    """
+    # Only here: it takes a second to import.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    nodes, places = np.unique(np.concatenate([left, right]), return_inverse=True)
+    if not len(nodes):
+        return nodes, nodes
+    edges = (np.ones(len(left), np.int8), (places[: len(left)], places[len(left) :]))
+    _, labels = connected_components(coo_array(edges, shape=(len(nodes), len(nodes))), directed=False)
+    # Nodes are sorted, so the first of a label is its smallest.
+    _, first = np.unique(labels, return_index=True)
+    return nodes, nodes[first[labels]]
+
+
+def _band_keys(minhashes: npt.NDArray[np.uint32], start: int, width: int) -> Hashes:
+    """One number a band; two bands that share one by accident are told apart by the comparison."""
+    keys = np.full(len(minhashes), 0xCBF29CE484222325, np.uint64)
+    for column in range(start, start + width):
+        keys = (keys ^ minhashes[:, column]) * np.uint64(0x100000001B3)
+        keys ^= keys >> np.uint64(29)
+    return keys
+
+
+def _near_with_equal_keys(keys: Hashes, is_near: Near) -> Iterator[Pairs]:
+    """Compare everything with the 1st, 2nd, ... one after it that has an equal key, all at once."""
+    order = np.argsort(keys, kind="stable").astype(np.int64)
+    ordered = keys[order]
+    left = np.flatnonzero(ordered[:-1] == ordered[1:])
+    for step in range(1, MOST_NEIGHBOURS + 1):
+        if not len(left):
+            return
+        first, second = order[left], order[left + step]
+        close = is_near(first, second)
+        if close.any():
+            yield first[close], second[close]
+        left = left[left + step + 1 < len(ordered)]
+        left = left[ordered[left] == ordered[left + step + 1]]
+
+
+def concatenate(pairs: Sequence[Pairs]) -> Pairs:
+    """All pairs as one."""
+    if not pairs:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    return np.concatenate([left for left, _ in pairs]), np.concatenate([right for _, right in pairs])
