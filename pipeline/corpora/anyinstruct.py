@@ -15,14 +15,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.reading.files import find_files, read_media, relative_name
-from pipeline.reading.lines import Line, count_lines, iter_lines, json_record
+from pipeline.reading.lines import Line, count_lines, json_record, read_lines
 from pipeline.reading.options import CorpusOptions
-from pipeline.reading.outcomes import Outcome, attempt
+from pipeline.reading.outcomes import Outcome
 from pipeline.reading.text import clean_text
 from pipeline.samples import RawMedia, RawSample, RawSegment, RawText, Source
 from shards.errors import SampleError
@@ -63,15 +62,14 @@ def sources(root: Path, options: Options) -> list[Source]:
 
 def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Conversations ``[start, stop)`` of a file."""
-    name = relative_name(source.path, root)
-    for line in islice(iter_lines(source.path), start, stop):
-        sample_id = f"{CORPUS}/{name.removesuffix('.jsonl')}/{line.number}"
-        yield attempt(
-            lambda line=line, sample_id=sample_id: _sample(root, source.path, line, options, sample_id),
-            sample_id=sample_id,
-            corpus=CORPUS,
-            provenance=Provenance(name, offset=line.offset),
-        )
+    return read_lines(
+        root,
+        source,
+        lambda line, sample_id: _sample(root, source.path, line, options, sample_id),
+        corpus=CORPUS,
+        start=start,
+        stop=stop,
+    )
 
 
 def _sample(root: Path, path: Path, line: Line, options: Options, sample_id: str) -> RawSample:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from pipeline.reading.files import find_files, read_media, relative_name
-from pipeline.reading.lines import Line, check_line, count_lines, iter_lines
+from pipeline.reading.lines import Line, check_line, count_lines, read_lines
+from pipeline.reading.listing import list_sources
 from pipeline.reading.options import CorpusOptions
-from pipeline.reading.outcomes import Outcome, attempt
+from pipeline.reading.outcomes import Outcome
 from pipeline.reading.text import clean_text, decode_utf8
 from pipeline.samples import RawMedia, RawSample, RawText, Source
 from shards.errors import CorpusError, SampleError
@@ -45,20 +45,21 @@ def sources(root: Path, options: Options) -> list[Source]:
             f"{root}: expected the languages {', '.join(options.languages)}, found "
             f"{', '.join(map(_language, paths))}; correct options.languages"
         )
-    return [Source(path, count_lines(path)) for path in chosen]
+    return list_sources(chosen, count_lines)
 
 
 def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Lines ``[start, stop)`` of a transcript file."""
-    name = relative_name(source.path, root)
-    for line in islice(iter_lines(source.path), start, stop):
-        sample_id = f"{CORPUS}/{_language(source.path)}/{options.split}/{line.number}"
-        yield attempt(
-            lambda line=line, sample_id=sample_id: _sample(root, source.path, line, options, sample_id),
-            sample_id=sample_id,
-            corpus=CORPUS,
-            provenance=Provenance(name, offset=line.offset),
-        )
+    prefix = f"{CORPUS}/{_language(source.path)}/{options.split}"
+    return read_lines(
+        root,
+        source,
+        lambda line, sample_id: _sample(root, source.path, line, options, sample_id),
+        corpus=CORPUS,
+        prefix=prefix,
+        start=start,
+        stop=stop,
+    )
 
 
 def _sample(root: Path, path: Path, line: Line, options: Options, sample_id: str) -> RawSample:

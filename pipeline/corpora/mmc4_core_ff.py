@@ -16,14 +16,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline.reading.files import find_files, read_media, relative_name
-from pipeline.reading.lines import Line, count_lines, iter_lines, json_record
+from pipeline.reading.lines import Line, count_lines, json_record, read_lines
+from pipeline.reading.listing import list_sources
 from pipeline.reading.options import CorpusOptions
-from pipeline.reading.outcomes import Outcome, attempt, number
+from pipeline.reading.outcomes import Outcome, number
 from pipeline.reading.text import clean_text
 from pipeline.samples import RawMedia, RawSample, RawSegment, RawText, Source
 from shards.errors import SampleError
@@ -53,21 +53,19 @@ class _Placed:
 
 def sources(root: Path, options: Options) -> list[Source]:
     """Every file of documents, in the order of the names."""
-    paths = find_files(root, ["docs_*.jsonl.gz", "docs_*.jsonl"], corpus=CORPUS)
-    return [Source(path, count_lines(path)) for path in paths]
+    return list_sources(find_files(root, ["docs_*.jsonl.gz", "docs_*.jsonl"], corpus=CORPUS), count_lines)
 
 
 def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Documents ``[start, stop)`` of a file."""
-    name = relative_name(source.path, root)
-    for line in islice(iter_lines(source.path), start, stop):
-        sample_id = f"{CORPUS}/{name.removesuffix('.gz').removesuffix('.jsonl')}/{line.number}"
-        yield attempt(
-            lambda line=line, sample_id=sample_id: _sample(root, source.path, line, options, sample_id),
-            sample_id=sample_id,
-            corpus=CORPUS,
-            provenance=Provenance(name, offset=line.offset),
-        )
+    return read_lines(
+        root,
+        source,
+        lambda line, sample_id: _sample(root, source.path, line, options, sample_id),
+        corpus=CORPUS,
+        start=start,
+        stop=stop,
+    )
 
 
 def _sample(root: Path, path: Path, line: Line, options: Options, sample_id: str) -> RawSample:

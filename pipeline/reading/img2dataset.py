@@ -20,8 +20,9 @@ from tarfile import TarFile
 from typing import Any
 
 from pipeline.reading.files import find_files, relative_name
+from pipeline.reading.listing import list_sources
 from pipeline.reading.outcomes import Outcome, attempt, numbers
-from pipeline.reading.shard_index import ShardEntry, open_shard, read_member
+from pipeline.reading.shard_index import ShardEntry, count_entries, open_shard, read_member
 from pipeline.reading.text import decode_utf8
 from pipeline.samples import RawMedia, RawSample, RawText, Source
 from shards.errors import SampleError
@@ -37,11 +38,7 @@ Captions = Callable[[str | None, Mapping[str, Any]], list[str]]
 
 def list_shards(root: Path, corpus: str) -> list[Source]:
     """Every ``*.tar`` below ``root``, with the samples that its headers tell of."""
-    sources: list[Source] = []
-    for path in find_files(root, ["*.tar"], corpus=corpus):
-        with open_shard(path) as (_, entries):
-            sources.append(Source(path, len(entries)))
-    return sources
+    return list_sources(find_files(root, ["*.tar"], corpus=corpus), count_entries)
 
 
 def read_shard(

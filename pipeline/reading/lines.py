@@ -3,6 +3,8 @@
 Repairs, all listed in ``docs/damaged-inputs.md``: gzip is told by its first bytes, not by the name; several gzip members
 follow each other; a byte order mark and carriage returns go; blank lines are no inputs. What cannot be repaired is a
 :class:`Line` with a ``problem``, so counting and reading agree whatever the file looks like.
+
+:func:`read_lines` is the whole ``read`` of a corpus whose inputs are lines; the corpus brings what a line means.
 """
 
 from __future__ import annotations
@@ -10,13 +12,18 @@ from __future__ import annotations
 import codecs
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.reading.files import relative_name
+from pipeline.reading.outcomes import Outcome, attempt
 from pipeline.reading.text import decode_utf8
+from pipeline.samples import Filtered, RawSample, Source
 from shards.errors import SampleError
+from shards.records import Provenance
 
 MAX_LINE_BYTES = 32 << 20
 _CHUNK = 1 << 20
@@ -63,6 +70,35 @@ def iter_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[
                     yield line
         except _Truncated:
             yield Line(position.number + 1, position.offset, b"", "file_truncated")
+
+
+def read_lines(
+    root: Path,
+    source: Source,
+    build: Callable[[Line, str], RawSample | Filtered],
+    *,
+    corpus: str,
+    prefix: str | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> Iterator[Outcome]:
+    """One outcome for each of the records ``[start, stop)`` of a source.
+
+    Args:
+        build: from a line and the id of its sample to the sample; what it raises as ``SampleError`` is a reject.
+        prefix: of the ids, ``PREFIX/NUMBER``; the corpus and the file's name without ``.jsonl[.gz]`` if none is given.
+    """
+    name = relative_name(source.path, root)
+    if prefix is None:
+        prefix = f"{corpus}/{name.removesuffix('.gz').removesuffix('.jsonl')}"
+    for line in islice(iter_lines(source.path), start, stop):
+        sample_id = f"{prefix}/{line.number}"
+        yield attempt(
+            lambda line=line, sample_id=sample_id: build(line, sample_id),
+            sample_id=sample_id,
+            corpus=corpus,
+            provenance=Provenance(name, offset=line.offset),
+        )
 
 
 def check_line(line: Line) -> bytes:

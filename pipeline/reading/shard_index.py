@@ -64,6 +64,12 @@ def open_shard(path: Path) -> Generator[tuple[tarfile.TarFile | None, list[Shard
             yield archive, index_shard(archive)
 
 
+def count_entries(path: Path) -> int:
+    """Number of inputs of a shard, damaged ones included."""
+    with open_shard(path) as (_, entries):
+        return len(entries)
+
+
 def index_shard(archive: tarfile.TarFile) -> list[ShardEntry]:
     """Group the members of a shard by key.
 
