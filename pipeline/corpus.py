@@ -69,6 +69,8 @@ class CorpusConfig(Config):
     media: MediaConfig = MediaConfig()
     windows: WindowConfig = WindowConfig()
     filters: FilterConfig = FilterConfig()
+    leave_out: tuple[Path, ...] = ()
+    """Lists of samples that are passed over before a medium is decoded, as ``anygpt-dedup`` writes them."""
     budget: BudgetConfig = BudgetConfig()
     workers: int = Field(default=2, ge=1)
 

@@ -22,7 +22,7 @@ from shards.modality import MEDIA, SOUNDS
 from shards.records import Provenance, Segment, TokenizedSample
 from shards.vocabulary import Codes, Modality
 
-TOKENIZATION_VERSION = 1
+TOKENIZATION_VERSION = 2
 """Raised whenever the same raw sample would become another row; part of every dataset's fingerprint."""
 
 LEVELS_AT_REST = {modality: modality.rate.levels_at_rest for modality in MEDIA}

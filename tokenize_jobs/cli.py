@@ -12,6 +12,9 @@ from pathlib import Path
 from configs.load import load_config, parse_args
 from pipeline.tokenizers.default_fit import ensure_codecs
 from shards.errors import AnyGPTError, ConfigError
+from tokenize_jobs.bill import bill_from_file, is_bill
+from tokenize_jobs.bill_text import format_bill
+from tokenize_jobs.expectations import bill_of_jobs
 from tokenize_jobs.job import Choice, Job, prepare_job, run_jobs
 from tokenize_jobs.plan import TokenizeConfig
 from tokenize_jobs.report import format_reports
@@ -23,6 +26,8 @@ def tokenize(argv: Sequence[str] | None = None) -> int:
     """``anygpt-tokenize CONFIG...``: corpora to sample shards, all of them in one Ray session."""
     args = parse_args("anygpt-tokenize", "Tokenize corpora into sample shards.", argv, several=True, add=_add_arguments)
     try:
+        if any(is_bill(path) for path in args.config):
+            return _bill_of_sizes(args)
         choice = Choice(only=tuple(_unit_number(name) for name in args.only), retry=args.retry_rejects)
         configs = [load_config(path, TokenizeConfig, args.set) for path in args.config]
         check_outputs(configs)
@@ -36,6 +41,8 @@ def tokenize(argv: Sequence[str] | None = None) -> int:
             for job in jobs:
                 print(job.config.model_dump_json(indent=1))
                 print(describe_plan(job))
+            if args.gpus is not None:
+                print(format_bill(bill_of_jobs(jobs, gpus=args.gpus, kind=args.kind, usd_per_hour=args.hourly)))
             return 0
         reports = run_jobs(jobs)
     except AnyGPTError as error:
@@ -64,6 +71,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--retry-rejects", action="store_true", help="besides what is missing, do again the inputs that were rejected"
     )
+    bill = parser.add_argument_group("the bill, with --dry-run")
+    bill.add_argument("--gpus", type=int, metavar="N", help="print hours and cost on so many devices")
+    bill.add_argument("--kind", default="A100", metavar="DEVICE", help="a device of configs/rates.toml, or cpu (A100)")
+    bill.add_argument("--hourly", type=float, metavar="USD", help="price of one device for an hour")
+
+
+def _bill_of_sizes(args: argparse.Namespace) -> int:
+    """What corpora of published sizes would take: configs/bills."""
+    if len(args.config) > 1 or not args.dry_run:
+        raise ConfigError(f"{args.config[0]}: a bill of sizes, which nothing can be made of; give it alone, with --dry-run")
+    print(format_bill(bill_from_file(args.config[0], gpus=args.gpus or 1, kind=args.kind, usd_per_hour=args.hourly)))
+    return 0
 
 
 def _unit_number(name: str) -> int:

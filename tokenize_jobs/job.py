@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray.data
-from tqdm import tqdm
 
+from pipeline.filters.config import filter_facts
+from pipeline.leave_out import LeaveOut
 from pipeline.media import check_front_end, front_end_facts
 from pipeline.tokenization import TOKENIZATION_VERSION
 from pipeline.tokenizers.codecs import open_tokenizers
@@ -32,6 +33,8 @@ from shards.manifest import MANIFEST_NAME, write_manifest
 from shards.output_lock import only_writer, remove_temporaries
 from shards.records import FORMAT_VERSION
 from shards.removal import finish_removals
+from tokenize_jobs.calibration import update_calibration
+from tokenize_jobs.dataset_report import refresh_dataset_page, write_dataset_page
 from tokenize_jobs.ledger import (
     check_facts,
     commit_facts,
@@ -39,19 +42,22 @@ from tokenize_jobs.ledger import (
     planned_entries,
 )
 from tokenize_jobs.listing import keep_listing
-from tokenize_jobs.log import JobLog
+from tokenize_jobs.log import JobLog, log_path
 from tokenize_jobs.plan import TokenizeConfig, Units, plan_units
+from tokenize_jobs.progress import Progress
 from tokenize_jobs.rejects import check_budget
 from tokenize_jobs.report import make_manifest, read_report, summarize, write_report
 from tokenize_jobs.session import ray_session
 from tokenize_jobs.stages import EncodeRow, Task, decode_row
+from tokenize_jobs.timing import read_times
 from tokenize_jobs.watchdog import remove_notes
 
 _MAX_BLOCKS = 4096
 # What decides where bytes go and who makes them, and never which bytes they are.
 _MACHINE_KEYS = {"root", "output", "workers", "cluster", "budget"}
 # Said better by the codecs' fingerprints and by the front end's own facts.
-_SAID_ELSEWHERE = {"tokenizers", "fit", "media", "windows"}
+_SAID_ELSEWHERE = {"tokenizers", "fit", "media", "windows", "leave_out"}
+_FILTER_FILES = {"boilerplate_file", "placeholders_file", "clip_model"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +154,12 @@ def collect_facts(config: TokenizeConfig, *, limit: int | None = None) -> dict[s
     """Everything that decides the bytes of a tokenized corpus, without a path of any machine."""
     codecs = open_tokenizers(config.tokenizers)
     check_front_end(config.media, codecs)
+    left_out = dict.fromkeys(_MACHINE_KEYS | _SAID_ELSEWHERE, True)
+    resolved = config.model_dump(mode="json", exclude={**left_out, "filters": _FILTER_FILES})
     return {
-        "config": config.model_dump(mode="json", exclude=_MACHINE_KEYS | _SAID_ELSEWHERE) | {"limit": limit},
+        "config": resolved | {"limit": limit},
+        "filters": filter_facts(config.filters),
+        "leave_out": LeaveOut.load(config.leave_out).fingerprint if config.leave_out else None,
         "tokenizers": {str(modality): codec.fingerprint for modality, codec in sorted(codecs.items())},
         "front_end": front_end_facts(config.media, config.windows, codecs.keys()),
         "versions": {"format": FORMAT_VERSION, "tokenization": TOKENIZATION_VERSION},
@@ -162,6 +172,9 @@ def run_jobs(jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
     Returns:
         The report of every corpus by its output; the stored one where nothing was to be done, none where units are left.
     """
+    for job in jobs:
+        if job.finished:
+            refresh_dataset_page(job.config.output)
     open_jobs = [job for job in jobs if not job.finished]
     with ExitStack() as stack:
         logs: dict[Path, JobLog] = {}
@@ -203,7 +216,7 @@ def _done_rows(jobs: Sequence[Job]) -> Iterator[tuple[Job, Entry, dict[str, Any]
     workers = min(max(job.config.workers for job in jobs), total)
     cluster = jobs[0].config.cluster
     with (
-        tqdm(total=total, unit="unit", desc="tokenize", disable=None) as progress,
+        Progress(sum(len(job.units) for job in jobs), sum(len(job.units) - len(job.todo) for job in jobs)) as progress,
         ray_session(workers=workers, address=cluster.address),
     ):
         for row in _pipeline(jobs, workers):
@@ -212,7 +225,8 @@ def _done_rows(jobs: Sequence[Job]) -> Iterator[tuple[Job, Entry, dict[str, Any]
             job = jobs[int(row["task"])]
             entry = committed_entry(job.units[int(row["number"])], job.config.output)
             _count(job, entry)
-            progress.update()
+            tokens = sum(entry.tokens.values())
+            progress.unit(inputs=entry.inputs, tokens=tokens, busy_s=row["encode_s"], wait_s=row["wait_s"])
             yield job, entry, row
 
 
@@ -278,7 +292,16 @@ def _finish(job: Job, log: JobLog, seconds: float) -> None:
     _check_run_budget(job, summary["rejected"], summary["inputs"])
     parts = (job.units[entry.number].left_out(config.output) for entry in entries if entry.left_out_sha256)
     join_parts(parts, config.output)
-    report = write_report(config.output, summary, seconds=seconds)
+    times = read_times(log_path(config.output))
+    cluster = config.cluster
+    report = write_report(
+        config.output,
+        summary,
+        seconds=seconds,
+        times=times,
+        gpus_per_encoder=cluster.encode_gpus,
+        usd_per_hour=cluster.usd_per_hour,
+    )
     remove_temporaries(config.output)
     remove_notes(config.output)
     manifest = make_manifest(
@@ -288,5 +311,7 @@ def _finish(job: Job, log: JobLog, seconds: float) -> None:
         facts=job.facts,
         tokenizers=job.facts["tokenizers"],
     )
+    write_dataset_page(config.output, manifest, report, times=times)
     write_manifest(config.output, manifest)
+    update_calibration(config.output, job.facts["tokenizers"])
     log.finished(report)

@@ -7,9 +7,10 @@ Outside of Ray (a test, a bare loop) nothing is made and nothing is recorded, so
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from shards.ledger import Entry
 
 _SECONDS = [0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0]
 
@@ -25,16 +26,7 @@ class _Metrics:
     busy_share: Any
 
 
-def record_unit(
-    corpus: str,
-    *,
-    written: int,
-    tokens: Mapping[str, int],
-    filtered: Mapping[str, int],
-    rejected: Mapping[str, int],
-    encode_s: float,
-    wait_s: float,
-) -> bool:
+def record_unit(corpus: str, entry: Entry, *, encode_s: float, wait_s: float) -> bool:
     """Count a finished unit; call it in the actor that finished it.
 
     Returns:
@@ -46,12 +38,12 @@ def record_unit(
     tags = {"corpus": corpus}
     metrics.units.inc(1, tags)
     # Ray refuses to count by nothing.
-    if written:
-        metrics.samples.inc(written, tags)
-    for modality, count in tokens.items():
+    if entry.written:
+        metrics.samples.inc(entry.written, tags)
+    for modality, count in entry.tokens.items():
         if count:
             metrics.tokens.inc(count, tags | {"modality": modality})
-    for kind, reasons in (("filtered", filtered), ("rejected", rejected)):
+    for kind, reasons in (("filtered", entry.filtered), ("rejected", entry.rejected)):
         for reason, count in reasons.items():
             if count:
                 metrics.left_out.inc(count, tags | {"kind": kind, "reason": reason})

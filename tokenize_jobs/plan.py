@@ -44,6 +44,8 @@ class ClusterConfig(Config):
     encode_threads: int = Field(default=1, ge=1, le=4)
     """Units an encoding actor has in hand at once. One encodes at a time; with 2, the next payload is unpacked and the
     last unit committed meanwhile, so that a GPU does not wait for either."""
+    usd_per_hour: float | None = Field(default=None, ge=0)
+    """Of one GPU, or of one encoder where there is none; the report then says what a billion tokens cost."""
     sample_timeout_s: float = Field(default=300.0, gt=0)
     """A sample that takes longer to decode is rejected (``decode_timeout``), and its worker replaced."""
 

@@ -24,6 +24,7 @@ import torch
 
 from pipeline.corpus import load_corpus
 from pipeline.filters.apply import filter_decoded, filter_raw
+from pipeline.leave_out import LeaveOut
 from pipeline.media import make_decoder
 from pipeline.samples import Filtered, RawSample, Reject
 from pipeline.tokenization import Decoded, Encoded, count_tokens, decode_samples, encode_samples
@@ -38,6 +39,7 @@ from shards.removal import removed_samples
 from shards.vocabulary import Modality
 from shards.writer import commit_table
 from tokenize_jobs.ledger import source_bytes, source_name
+from tokenize_jobs.live_metrics import record_unit
 from tokenize_jobs.plan import TokenizeConfig, Unit, Units
 from tokenize_jobs.rejects import check_budget, count_reasons, left_out_table
 from tokenize_jobs.retry import ids_to_retry, merge
@@ -115,7 +117,9 @@ class EncodeRow:
         times = {"encode_s": 0.0, "wait_s": 0.0}
         error = row["error"]
         if not error and not row["done"]:
-            _, error = _attempt(lambda: self._encode(task, unit, row["payload"], times), unit, task)
+            entry, error = _attempt(lambda: self._encode(task, unit, row["payload"], times), unit, task)
+            if entry is not None:
+                record_unit(task.config.dataset_name, entry, **times)
         kept = {name: row[name] for name in ("task", "number", "decode_s")}
         return {**kept, **times, "error": error, "device": _device(), "worker": f"{platform.node()}/{os.getpid()}"}
 
@@ -145,7 +149,7 @@ def decode_unit(task: Task, unit: Unit) -> Payload:
     if task.retry:
         again = ids_to_retry(unit, config.output)
         chosen = (item for item in raw if item.sample_id in again)
-    sifted = (filter_raw(item, config.filters) if isinstance(item, RawSample) else item for item in chosen)
+    sifted = (_sift(item, config) if isinstance(item, RawSample) else item for item in chosen)
     with Watchdog(config.output, unit.number, timeout_s=config.cluster.sample_timeout_s) as watchdog:
         decoded = decode_samples(watchdog.watch(sifted), make_decoder(config.media, config.windows))
         items = tuple(filter_decoded(decoded, config.filters))
@@ -155,6 +159,19 @@ def decode_unit(task: Task, unit: Unit) -> Payload:
             "the file changed while it was read, or its reader counts wrongly"
         )
     return Payload(items, tuple(raw.ids) if task.retry else ())
+
+
+def _sift(sample: RawSample, config: TokenizeConfig) -> RawSample | Filtered:
+    reason = _leave_out(config.leave_out).reason(config.dataset_name, sample.sample_id) if config.leave_out else None
+    if reason is None:
+        return filter_raw(sample, config.filters)
+    message = f"left out by a list of leave_out: {reason}"
+    return Filtered(sample.sample_id, sample.corpus, reason, message, sample.provenance)
+
+
+@functools.lru_cache(maxsize=4)
+def _leave_out(paths: tuple[Path, ...]) -> LeaveOut:
+    return LeaveOut.load(paths)
 
 
 def without_removed(encoded: Sequence[Encoded], output: Path, unit: Unit) -> list[Encoded]:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from configs.load import load_config
 from pipeline.corpus import BoundReader, CorpusConfig, corpus_names, load_corpus
-from pipeline.filters import FilterConfig, filter_raw
+from pipeline.filters.apply import filter_raw
+from pipeline.filters.config import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig, make_decoder
 from pipeline.reading.options import CorpusOptions
 from pipeline.reading.outcomes import Outcome

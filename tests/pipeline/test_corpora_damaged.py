@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.corpus import CorpusConfig, load_corpus
-from pipeline.filters import FilterConfig, filter_decoded
+from pipeline.filters.apply import filter_decoded
+from pipeline.filters.config import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig, make_decoder
 from pipeline.samples import Filtered, Reject
 from pipeline.tokenization import DecodedSample, decode_samples

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.corpus import CorpusConfig, corpus_names, load_corpus
-from pipeline.filters import FilterConfig, filter_decoded
+from pipeline.filters.apply import filter_decoded
+from pipeline.filters.config import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig, make_decoder
 from pipeline.tokenization import DecodedSample, decode_samples
 from shards.errors import CorpusError

@@ -18,7 +18,8 @@ import pytest
 import soundfile
 
 from pipeline.corpus import CorpusConfig, load_corpus
-from pipeline.filters import FilterConfig, filter_decoded, filter_raw
+from pipeline.filters.apply import filter_decoded, filter_raw
+from pipeline.filters.config import FilterConfig
 from pipeline.media import MediaConfig, WindowConfig, make_decoder
 from pipeline.reading.outcomes import Outcome
 from pipeline.samples import Filtered, RawMedia, RawSample, RawText

@@ -26,6 +26,7 @@ from ray.cluster_utils import Cluster
 from shards.ledger import read_entries
 from shards.verify import verify_dataset
 from tests.tokenize_jobs.test_tokenize_job import tree, write_codec, write_config, write_corpus
+from tokenize_jobs.dataset_report import TIMED_NAMES
 from tokenize_jobs.log import log_path
 from tokenize_jobs.session import LOCAL_ENVIRONMENT
 
@@ -142,7 +143,7 @@ def test_killed_at_random_moments_the_dataset_is_that_of_an_undisturbed_run(node
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     assert subprocess.run(alone, check=False, env=environment).returncode == 0
     assert sum(killed.values()) == KILLS
-    assert tree(output, but=("report.json",)) == tree(undisturbed, but=("report.json",))
+    assert tree(output, but=TIMED_NAMES) == tree(undisturbed, but=TIMED_NAMES)
     assert verify_dataset(output).faults == ()
     numbers = [entry.number for entry in read_entries(output)]
     assert numbers == list(range(len(numbers)))

@@ -8,6 +8,7 @@ import json
 import pytest
 import ray
 
+from shards.ledger import Entry
 from tokenize_jobs.live_metrics import record_unit
 from tokenize_jobs.progress import INTERVAL_S, Progress
 from tokenize_jobs.session import ray_session
@@ -74,29 +75,26 @@ def test_on_a_terminal_there_is_a_bar_with_rates_and_the_busy_share():
     assert "3,200 tokens/s, 100 samples/s, busy 90%" in shown
 
 
-UNIT = {
-    "written": 9,
-    "tokens": {"image": 288, "speech": 0},
-    "filtered": {"unsafe": 1},
-    "rejected": {"image_broken": 2, "none": 0},
-    "encode_s": 1.5,
-    "wait_s": 0.5,
-}
+UNIT = Entry(
+    "unit-000000", "f" * 16, "00000.tar", 9, 0, 12, 12, 9,
+    filtered={"unsafe": 1}, rejected={"image_broken": 2, "none": 0}, tokens={"image": 288, "speech": 0},
+)  # fmt: skip
+EMPTY = Entry("unit-000001", "f" * 16, "00000.tar", 9, 12, 12, 0, 0)
 
 
 def test_outside_of_ray_nothing_is_recorded():
     if ray.is_initialized():
         pytest.skip("another test of this process left Ray running")
-    assert record_unit("pairs", **UNIT) is False
+    assert record_unit("pairs", UNIT, encode_s=1.5, wait_s=0.5) is False
 
 
 def test_in_a_real_actor_every_figure_is_recorded_any_number_of_times():
     @ray.remote
     class Encoder:
-        def done(self, **unit: object) -> bool:
-            return record_unit("pairs", **unit)
+        def done(self, unit: Entry, encode_s: float) -> bool:
+            return record_unit("pairs", unit, encode_s=encode_s, wait_s=0.5)
 
     with ray_session(workers=1):
         encoder = Encoder.remote()
-        empty = {"written": 0, "tokens": {}, "filtered": {}, "rejected": {}, "encode_s": 0.0, "wait_s": 0.0}
-        assert ray.get([encoder.done.remote(**unit) for unit in (UNIT, UNIT, empty)]) == [True, True, True]
+        units = ((UNIT, 1.5), (UNIT, 1.5), (EMPTY, 0.0))
+        assert ray.get([encoder.done.remote(*unit) for unit in units]) == [True, True, True]

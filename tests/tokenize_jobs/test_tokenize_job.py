@@ -27,6 +27,7 @@ from shards.records import table_to_samples
 from shards.verify import verify_dataset
 from shards.vocabulary import Modality
 from tokenize_jobs.cli import tokenize
+from tokenize_jobs.dataset_report import TIMED_NAMES
 from tokenize_jobs.log import log_path
 from tokenize_jobs.session import ray_session
 
@@ -169,7 +170,7 @@ def test_two_workers_and_separate_stages_write_the_same_files(dataset: Path) -> 
     keys = ["workers=2", f"output={output}", "cluster.decode_cpus=0.5", "cluster.encode_cpus=0.25"]
     arguments = [word for key in keys for word in ("--set", key)]
     assert tokenize([str(dataset / f"{CORPUS}.toml"), *arguments]) == 0
-    assert tree(output, but=("report.json",)) == tree(dataset / "out" / CORPUS, but=("report.json",))
+    assert tree(output, but=TIMED_NAMES) == tree(dataset / "out" / CORPUS, but=TIMED_NAMES)
 
 
 def test_units_that_are_missing_are_done_and_no_others(dataset: Path, tmp_path: Path, codec: Path) -> None:
@@ -182,7 +183,7 @@ def test_units_that_are_missing_are_done_and_no_others(dataset: Path, tmp_path: 
     assert tokenize([str(config), "--set", f"output={output}"]) == 0
     touched = {path.stem for path, mtime in kept.items() if path.stat().st_mtime_ns != mtime}
     assert touched == {"unit-000002", "unit-000004"}
-    assert tree(output, but=("report.json",)) == tree(dataset / "out" / CORPUS, but=("report.json",))
+    assert tree(output, but=TIMED_NAMES) == tree(dataset / "out" / CORPUS, but=TIMED_NAMES)
 
 
 def test_other_filters_on_the_same_output_are_an_error_that_says_what_changed(
@@ -234,7 +235,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_with_the_same_bytes(
     assert 0 < missing[1] <= 60
     undisturbed = tmp_path / "undisturbed"
     assert tokenize([str(config), "--set", f"output={undisturbed}"]) == 0
-    assert tree(output, but=("report.json",)) == tree(undisturbed, but=("report.json",))
+    assert tree(output, but=TIMED_NAMES) == tree(undisturbed, but=TIMED_NAMES)
 
 
 def wait_for_units(ledger: Path, count: int, running: subprocess.Popen[bytes]) -> None:
