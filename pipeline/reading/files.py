@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.errors import CorpusError, SampleError
@@ -50,27 +50,27 @@ def resolve_media(folder: Path, name: Any, *, root: Path) -> Path:
     Raises:
         SampleError: ``record_malformed`` (no name), ``path_outside_corpus``, ``media_missing``, ``media_empty``.
     """
-    _check_name(name)
-    path = folder / name
+    path = _inside(folder, name)
     _check_media(path, name, root)
     return path
 
 
 def read_media(folder: Path, name: Any, *, root: Path, max_bytes: int = MAX_MEDIA_BYTES) -> bytes:
     """The bytes of a media file; raises as :func:`resolve_media`, and ``media_too_large``."""
-    _check_name(name)
-    path = folder / name
+    path = _inside(folder, name)
     size = _check_media(path, name, root)
     if size > max_bytes:
         raise SampleError("media_too_large", f"{name}: expected at most {max_bytes} bytes, found {size}")
     return path.read_bytes()
 
 
-def _check_name(name: Any) -> None:
+def _inside(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or not name:
         raise SampleError("record_malformed", f"expected the name of a media file, found {name!r}")
     if not is_inside(name):
         raise SampleError("path_outside_corpus", f"expected a file inside the corpus, found {name!r}")
+    # Names as ./000/x.jpg are common, and an object store takes the dot for a part of the name.
+    return folder / str(PurePosixPath(name))
 
 
 def _check_media(path: Path, name: str, root: Path) -> int:
