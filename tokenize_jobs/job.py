@@ -183,7 +183,7 @@ def run_jobs(jobs: Sequence[Job]) -> dict[Path, dict[str, Any]]:
             log = JobLog(corpus=job.config.dataset_name, output=job.config.output)
             logs[job.config.output] = stack.enter_context(log)
             _begin(job)
-            log.begun(units=len(job.units), missing=len(job.todo))
+            log.begun(units=len(job.units), missing=len(job.todo), fingerprint=job.fingerprint, retry=job.choice.retry)
         started = time.monotonic()
         left = {job.config.output: len(job.todo) for job in open_jobs}
         for job in open_jobs:

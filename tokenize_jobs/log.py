@@ -43,9 +43,9 @@ class JobLog:
     def __exit__(self, *exception: object) -> None:
         self._file.close()
 
-    def begun(self, *, units: int, missing: int) -> None:
+    def begun(self, *, units: int, missing: int, fingerprint: str, retry: bool) -> None:
         """A run starts."""
-        self._log.info("tokenize_begun", units=units, missing=missing)
+        self._log.info("tokenize_begun", units=units, missing=missing, fingerprint=fingerprint, retry=retry)
 
     def unit_done(self, entry: Entry, row: Mapping[str, Any]) -> None:
         """A unit was committed; ``row`` has who made it and how long that took."""
