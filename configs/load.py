@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 
 from shards.errors import ConfigError
 from shards.storage import is_remote, open_path
@@ -40,8 +40,16 @@ def _stored_path(value: Any) -> Path:
     raise ValueError("expected a path as text")
 
 
+def _local_path(value: Path) -> Path:
+    if value.parts and value.parts[0].endswith(":") and len(value.parts[0]) > 2:
+        raise ValueError("expected a folder on this machine, for it is mapped into memory")
+    return value
+
+
 StoredPath = Annotated[Path, PlainValidator(_stored_path), PlainSerializer(str, return_type=str, when_used="json")]
 """A folder that may also lie in an object store (``s3://BUCKET/FOLDER``); see :mod:`shards.storage`."""
+LocalPath = Annotated[Path, AfterValidator(_local_path)]
+"""A folder of packed shards, which must lie on this machine."""
 
 
 def parse_args(

@@ -9,18 +9,21 @@ from pathlib import Path
 
 from shards.convert import export_jsonl, import_jsonl
 from shards.errors import AnyGPTError
+from shards.storage import open_path
 from shards.verify import Verification, verify_dataset
 
 
 def verify(argv: Sequence[str] | None = None) -> int:
     """``anygpt-verify DATASET...``: look at every byte; exit 1 and name file and rows if anything is wrong."""
     parser = argparse.ArgumentParser(prog="anygpt-verify", description="Prove that datasets are whole.")
-    parser.add_argument("dataset", type=Path, nargs="+", help="folder of sample shards or packed shards")
+    parser.add_argument(
+        "dataset", nargs="+", help="folder of sample shards (also s3://BUCKET/FOLDER) or of packed shards"
+    )
     args = parser.parse_args(argv)
     sound = True
     for folder in args.dataset:
         try:
-            result = verify_dataset(folder)
+            result = verify_dataset(open_path(folder))
         except AnyGPTError as error:
             print(error, file=sys.stderr)
             return error.exit_code

@@ -16,6 +16,7 @@ from shards.manifest import Manifest
 from shards.packed import sidecar_path
 from shards.reader import PackedDataset
 from shards.records import TokenizedSample, table_to_samples
+from shards.storage import arrow_source
 from shards.vocabulary import TokenIds, Vocabulary
 
 Flags = npt.NDArray[np.bool_]
@@ -97,7 +98,7 @@ def shown_samples(folder: Path, manifest: Manifest, wanted: int) -> Iterator[Tok
     for entry in manifest.shards:
         here = [number - first for number in numbers if first <= number < first + entry.num_rows]
         if here:
-            yield from table_to_samples(pq.read_table(folder / entry.path).take(here))
+            yield from table_to_samples(pq.read_table(arrow_source(folder / entry.path)).take(here))
         first += entry.num_rows
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 from shards.errors import ChecksumMismatch, DatasetError, FingerprintMismatch
 from shards.manifest import Manifest, ShardEntry, read_manifest
 from shards.packed import FORMAT_VERSION, Int32s, ShardHeader, block_checksums, read_header
+from shards.storage import local_only
 from shards.vocabulary import TokenIds, Vocabulary
 from shards.writer import file_sha256
 
@@ -174,11 +175,12 @@ def open_packed(folder: Path, *, verify: Verify = "lazy") -> PackedDataset:
     """Open a packed dataset.
 
     Raises:
+        ConfigError: if it lies in an object store.
         DatasetError: if it has no manifest, is of another kind or format version, or (later) lacks a shard.
         ChecksumMismatch: if a shard's bytes are not the bytes that were written.
         FingerprintMismatch: if a shard was written with another vocabulary than its manifest names.
     """
-    return PackedDataset(folder, read_manifest(folder), verify=verify)
+    return PackedDataset(folder, read_manifest(local_only(folder, "packed shards")), verify=verify)
 
 
 def same_vocabulary(datasets: dict[str, PackedDataset]) -> Vocabulary:

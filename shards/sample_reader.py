@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from shards.errors import DatasetError
 from shards.manifest import read_manifest
 from shards.records import TokenizedSample, table_to_samples
+from shards.storage import arrow_source
 
 
 def read_samples(folder: Path) -> Iterator[TokenizedSample]:
@@ -24,7 +25,7 @@ def read_samples(folder: Path) -> Iterator[TokenizedSample]:
     for shard in manifest.shards:
         path = folder / shard.path
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(arrow_source(path))
         except (OSError, ValueError) as error:
             raise DatasetError(
                 f"{path}: expected a Parquet shard, found {error}; run anygpt-verify {folder}"

@@ -115,6 +115,11 @@ def open_random(path: Path) -> Generator[IO[bytes]]:
         yield file
 
 
+def arrow_source(path: Path) -> Any:
+    """What pyarrow opens: a local path, or a remote file as :func:`open_random` has it."""
+    return cast(Any, path).open("rb", cache_type="mmap") if is_remote(path) else path
+
+
 def list_files(folder: Path) -> dict[str, int]:
     """Every file below a folder: its name relative to the folder, and its size. Of a remote folder by one listing.
 

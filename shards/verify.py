@@ -24,6 +24,7 @@ from shards.packed import SIDECAR_SCHEMA, count_tokens, sidecar_path
 from shards.rates import media_fault, rate_fault
 from shards.reader import OpenShard, PackedDataset, buffer_view, check_sha256, check_size
 from shards.records import SAMPLE_SCHEMA
+from shards.storage import arrow_source, is_remote
 from shards.vocabulary import Modality, Vocabulary
 from shards.writer import file_sha256
 
@@ -175,8 +176,8 @@ def _verify_samples(folder: Path, manifest: Manifest) -> Verification:
         path = folder / entry.path
         try:
             check_size(path, entry)
-            check_sha256(path, entry.sha256, path.stat().st_mtime_ns)
-            file = pq.ParquetFile(path)
+            check_sha256(path, entry.sha256, 0 if is_remote(path) else path.stat().st_mtime_ns)
+            file = pq.ParquetFile(arrow_source(path))
         except (AnyGPTError, pa.ArrowInvalid) as error:
             faults.append(Fault(entry.path, str(error)))
             continue

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from configs.load import Config, load_config
+from configs.load import Config, LocalPath, StoredPath, load_config
 from pipeline.code_documents import code_document, only_block
 from pipeline.documents import Document
 from pipeline.packing import LongDocuments
@@ -25,8 +25,8 @@ from tokenize_jobs.packing_unit import PackingRules, PackingUnit, Render, UnitRe
 class PackedSource(Config):
     """One packed dataset: which samples are in it and how they are told."""
 
-    path: Path | tuple[Path, ...]
-    """Folder of sample shards, or several whose documents share rows."""
+    path: StoredPath | tuple[StoredPath, ...]
+    """Folder of sample shards, here or in an object store, or several whose documents share rows."""
     directions: dict[str, float] | None = None
     """Direction -> share; absent takes what the templates say about the sample's corpus."""
     draws: int = Field(default=1, ge=1)
@@ -43,7 +43,7 @@ class PackedSource(Config):
 class PackingConfig(Config):
     """What ``anygpt-pack`` reads."""
 
-    output: Path
+    output: LocalPath
     """One folder per dataset is made in it."""
     datasets: dict[str, PackedSource]
     templates: Path = Path("configs/templates")

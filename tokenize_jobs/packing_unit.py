@@ -26,6 +26,7 @@ from shards.errors import DatasetError, RejectBudgetExceeded, SampleError
 from shards.manifest import Manifest, ShardEntry
 from shards.packed import sidecar_path, write_packed_shard
 from shards.records import TokenizedSample, table_to_samples
+from shards.storage import arrow_source
 from shards.vocabulary import Vocabulary
 from shards.writer import commit_bytes, file_sha256
 
@@ -270,7 +271,7 @@ def _read_samples(unit: PackingUnit) -> Iterator[tuple[Slice, TokenizedSample]]:
 def _read_rows(path: Path, start: int, stop: int) -> Iterator[pa.Table]:
     """Rows ``[start, stop)`` of a Parquet file, one row group at a time."""
     try:
-        opened = pq.ParquetFile(path)
+        opened = pq.ParquetFile(arrow_source(path))
     except (OSError, pa.ArrowInvalid) as error:
         raise DatasetError(
             f"{path}: expected a shard of samples, found {error}; run anygpt-verify on its folder"
