@@ -51,7 +51,7 @@ _HASHES: dict[str, Callable[..., imagehash.ImageHash]] = {
 _SPREAD_SIDE = 32
 # A longer file gets no hash of its samples: its bytes must do.
 _MOST_SOUND_S = 1200.0
-_NO_WORD = re.compile(r"[^\w]+", re.UNICODE)
+_NO_WORD = re.compile(r"[\W_]+")
 
 
 class ExactConfig(Config):
@@ -93,8 +93,8 @@ class TextHashConfig(Config):
     ngram: int = Field(default=5, ge=1)
     unit: Literal["character", "word"] = "character"
     """What the pieces are made of; words do not work for languages without spaces."""
-    permutations: int = Field(default=128, ge=16)
-    threshold: float = Field(default=0.8, gt=0.0, le=1.0)
+    permutations: int = Field(default=128, ge=64)
+    threshold: float = Field(default=0.8, ge=0.4, le=0.9)
     """Estimated Jaccard similarity from which two texts are near copies."""
 
 
@@ -172,7 +172,9 @@ def sign(
 
 def normal_text(text: str) -> str:
     """A text without what copies differ in: case, punctuation, white space, forms of the same character."""
-    return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", text).casefold()).replace("_", " ").strip()
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    # Once more: what was folded may have a shorter form.
+    return _NO_WORD.sub(" ", unicodedata.normalize("NFKC", folded)).strip()
 
 
 def text_sha256(normal: str) -> bytes:

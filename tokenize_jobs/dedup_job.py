@@ -182,7 +182,7 @@ def _rows(table: SignatureTable, verdicts: Verdicts, names: Sequence[str]) -> It
         FROM verdicts v JOIN samples s USING (sample) LEFT JOIN samples o ON o.sample = v.kept ORDER BY v.sample"""
     for batch in table.stream(query):
         rows = batch.to_pydict()
-        corpora = [names[corpus] for corpus in rows["corpus"]]
+        corpora = [str(names[corpus]) for corpus in rows["corpus"]]
         kept = zip(rows["sample"], rows["of_corpus"], rows["of_id"], strict=True)
         yield pa.table(
             {

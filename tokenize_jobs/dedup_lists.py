@@ -105,7 +105,7 @@ def _lines(given: ListConfig) -> Iterator[dict[By, list[str]]]:
             first, _, rest = line.strip().partition(" ")
             yield {"id": [first], "text": [rest]}
         elif line.strip():
-            yield {given.by[0]: [line.strip()]}
+            yield {by: [line.strip()] for by in given.by}
 
 
 def _columns(given: ListConfig, row: dict[str, Any], number: int) -> dict[By, list[str]]:

@@ -92,7 +92,7 @@ def _near_pictures(table: SignatureTable, config: DedupConfig) -> Iterator[Pairs
     most = config.pictures.max_colour_distance
 
     def same_colours(left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
-        return (np.abs(colours[left].astype(np.int16) - colours[right]) <= most).all(axis=1)
+        return np.all(np.abs(colours[left].astype(np.int16) - colours[right]) <= most, axis=1)
 
     bits = config.pictures.hash_size**2
     for left, right in hamming_pairs(hashes, same_colours, max_distance=config.pictures.max_distance, bits=bits):

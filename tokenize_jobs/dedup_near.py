@@ -6,9 +6,9 @@ sorted by each key in turn, and those with equal keys are compared.
 * Hamming distance d over 64 bits (Manku et al. 2007, "Detecting near-duplicates for web crawling"): of b blocks of bits,
   d differing bits leave at least b - d untouched, so the choice of b - d blocks is the key, every choice in turn. More
   blocks mean more choices and longer keys; b is taken so that sorting and comparing together cost least.
-* MinHash: the bands that datasketch's ``MinHashLSH`` would use for the threshold. Its own tables are Python dictionaries,
-  which need about 1 KiB and 20 us a band and text; the sorted arrays give the same candidates, and every candidate is
-  compared by its whole MinHash.
+* MinHash: the bands that datasketch's ``MinHashLSH`` would use for the threshold, when it must not miss any. Its own
+  tables are Python dictionaries, which took 0.5 ms and 3 KiB a text where the sorted arrays take 6 us and the MinHash
+  itself. These give the same candidates, and every candidate is compared by its whole MinHash.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ Near = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
 MOST_NEIGHBOURS = 4096
 """With how many of those that have an equal key a hash is compared, at most: a million pictures that share most of their
 bits would else be compared each with each. They are sorted, so that those next to each other are compared."""
+LSH_WEIGHTS = (0.02, 0.98)
+"""Of candidates too many and of pairs missed: the former only cost time, for every candidate is compared. At a threshold
+of 0.8, 98 of 100 pairs that reach it just so are found, and all that are more alike."""
 _MOST_BLOCKS = 12
 
 
@@ -74,7 +77,7 @@ def minhash_pairs(minhashes: npt.NDArray[np.uint32], *, threshold: float) -> Ite
     """
     if len(minhashes) < 2:
         return
-    bands = MinHashLSH(threshold=threshold, num_perm=minhashes.shape[1])
+    bands = MinHashLSH(threshold=threshold, num_perm=minhashes.shape[1], weights=LSH_WEIGHTS)
 
     def is_near(left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
         pieces = range(0, len(left), 1 << 14)

@@ -17,13 +17,15 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from tokenize_jobs.dedup_lists import Listed
 from tokenize_jobs.dedup_near import Numbers, Pairs
 from tokenize_jobs.dedup_units import SIGNATURE_SCHEMA, SignatureTask
 
+# pyarrow makes these functions when it is imported, so no type checker knows them.
+_compute = cast(Any, pyarrow.compute)
 _ROWS_AT_ONCE = 1 << 17
 _TABLES = """
 CREATE TABLE samples (sample BIGINT, corpus SMALLINT, sample_id VARCHAR);
@@ -150,19 +152,19 @@ class SignatureTable:
 
     def _add_media(self, table: pa.Table, samples: Numbers) -> None:
         media = table["media"].combine_chunks()
-        flat = pc.list_flatten(media)
+        flat = _compute.list_flatten(media)
         columns: dict[str, Any] = {
             "medium": np.arange(self.num_media, self.num_media + len(flat), dtype=np.int64),
             "sample": np.repeat(samples, _lengths(media)),
         }
         for name in ("sha256", "decoded_sha256", "picture", "colours"):
-            column = pc.struct_field(flat, name)
+            column = _compute.struct_field(flat, name)
             columns[name] = column if name == "picture" else column.cast(pa.binary())
         self.num_media += len(flat)
         self._insert("media", columns)
 
     def _add_texts(self, table: pa.Table, samples: Numbers, minhashes: Any) -> Numbers:
-        has = np.asarray(pc.is_valid(table["minhash"]))
+        has = np.asarray(_compute.is_valid(table["minhash"]))
         if not has.any():
             return np.empty(0, np.int64)
         chosen = table.filter(pa.array(has))
@@ -175,9 +177,9 @@ class SignatureTable:
     def _add_leaks(self, table: pa.Table, samples: Numbers, listed: Listed) -> None:
         media = table["media"].combine_chunks()
         names, texts = table["names"].combine_chunks(), table["texts"].combine_chunks()
-        self._add_leak("leaked_id", samples, _lengths(names), pc.list_flatten(names), listed.names)
-        self._add_leak("leaked_text", samples, _lengths(texts), pc.list_flatten(texts), listed.texts)
-        digests = pc.struct_field(pc.list_flatten(media), "sha256")
+        self._add_leak("leaked_id", samples, _lengths(names), _compute.list_flatten(names), listed.names)
+        self._add_leak("leaked_text", samples, _lengths(texts), _compute.list_flatten(texts), listed.texts)
+        digests = _compute.struct_field(_compute.list_flatten(media), "sha256")
         self._add_leak("leaked_media", samples, _lengths(media), digests, listed.media)
 
     def _add_leak(
@@ -185,7 +187,7 @@ class SignatureTable:
     ) -> None:
         if not listed:
             return
-        found = np.flatnonzero(pc.is_in(values, value_set=pa.array(list(listed), values.type)))
+        found = np.flatnonzero(_compute.is_in(values, value_set=pa.array(list(listed), values.type)))
         if len(found):
             entries = [listed[value] for value in values.take(pa.array(found)).to_pylist()]
             owners = np.repeat(samples, lengths)[found]
@@ -219,4 +221,4 @@ def _tables_at_once(task: SignatureTask) -> Iterator[pa.Table]:
 
 
 def _lengths(lists: pa.Array) -> Numbers:
-    return np.asarray(pc.list_value_length(lists), np.int64)
+    return np.asarray(_compute.list_value_length(lists), np.int64)
