@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import os
 import platform
 import secrets
@@ -27,8 +28,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-
-import structlog
 
 from shards.errors import ConfigError, DatasetError
 from shards.storage import check_access, explained, file_system, is_remote, key_of, scheme_of
@@ -108,16 +107,16 @@ def _leased(folder: Path, renew_s: float, stale_s: float) -> Generator[None]:
 
 
 def _renew(lease: _Lease, stop: threading.Event, renew_s: float) -> None:
-    log = structlog.get_logger()
+    log = logging.getLogger(__name__)
     while not stop.wait(renew_s):
         try:
             with explained(lease.path):
                 is_ours = lease.renew()
         except ConfigError as error:  # the network; the next renewal may get through
-            log.warning("lease_not_renewed", error=str(error))
+            log.warning("the lease could not be renewed, trying again in %.0f s: %s", renew_s, error)
             continue
         if not is_ours:
-            log.warning("lease_lost", lease=str(lease.path), advice="another run writes there too: same bytes, twice")
+            log.warning("%s: another run has taken over and writes there too: the same bytes, twice", lease.path)
             return
 
 
