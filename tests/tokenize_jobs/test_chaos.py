@@ -111,8 +111,8 @@ def test_killed_at_random_moments_the_dataset_is_that_of_an_undisturbed_run(node
     root = write_corpus(tmp_path / "root", shards=SHARDS, pictures=PICTURES)
     config = write_config(tmp_path, root, write_codec(tmp_path / "codec.safetensors"), unit_items=UNIT_ITEMS)
     output = tmp_path / "out" / "laion2b"
-    # Unequal shares of a CPU keep decoding and encoding apart.
-    keys = [f"cluster.address={nodes.address}", "cluster.decode_cpus=0.25", "cluster.encode_cpus=0.2", "workers=2"]
+    # Unequal shares of a CPU keep decoding and encoding apart; one of each fits on a node.
+    keys = [f"cluster.address={nodes.address}", "cluster.decode_cpus=0.5", "cluster.encode_cpus=0.4", "workers=2"]
     command = [*COMMAND, str(config), *(word for key in keys for word in ("--set", key))]
     chosen = random.Random(SEED)
     kinds = ["actor", "worker", "driver", "raylet"] * -(-KILLS // 4)
