@@ -31,7 +31,6 @@ from pipeline.reading.options import CorpusOptions
 from pipeline.reading.outcomes import storable
 from pipeline.samples import Filtered, RawSample, Reject, Source
 from shards.errors import ConfigError, CorpusError
-from shards.storage import check_access
 from shards.vocabulary import Modality
 
 
@@ -134,7 +133,6 @@ def load_corpus(config: CorpusConfig) -> BoundReader:
         raise ConfigError("options.split: set the key split of the config itself; it labels the samples too")
     kind = cast(type[CorpusOptions], _module(config.corpus).Options)
     options = validate({**config.options, "split": config.split}, kind, where=f"options of corpus {config.corpus}")
-    check_access(config.root)
     if not config.root.is_dir():
         raise CorpusError(
             f"root = {config.root}: expected the folder of the corpus {config.corpus}, found "

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from upath.implementations.cloud import GCSPath, S3Path
 
 from shards.errors import ConfigError
-from shards.storage import explained
+from shards.storage import check_access, explained
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -132,8 +132,11 @@ class _Strict(_Base):
         return self._kind() == "file"
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether there are objects below it: a folder is a prefix of names."""
-        return self._kind() == "directory"
+        """Whether there are objects below it: a folder is a prefix of names. ``ConfigError`` if the bucket is missing."""
+        kind = self._kind()
+        if not kind:
+            check_access(self)
+        return kind == "directory"
 
     def iterdir(self) -> Iterator[Any]:
         """Files and folders in it, by one listing."""

@@ -172,7 +172,7 @@ def put_bytes(path: Path, data: bytes) -> None:
         )
 
 
-def check_access(folder: Path) -> None:
+def check_access(folder: Any) -> None:
     """See that a remote folder's bucket is there and lets us in; of a local folder nothing is asked.
 
     Raises:
