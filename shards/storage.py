@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from base64 import b64encode
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from importlib import import_module
@@ -162,9 +163,9 @@ def put_bytes(path: Path, data: bytes) -> None:
     with explained(path):
         fs.pipe_file(key, data, **({"chunksize": PART_BYTES} if scheme_of(path) == "s3" else {}))
         facts = fs.info(key)
-        # Where an ETag is no MD5 (encryption, other sizes of parts), the bytes themselves tell.
-        tag = str(facts.get("ETag", "")).strip('"')
-        same = facts["size"] == len(data) and (tag == _etag(data) or fs.cat_file(key) == data)
+        # Where the store tells no MD5 (encryption, other sizes of parts), the bytes themselves do.
+        tags = {str(facts.get("ETag", "")).strip('"'), str(facts.get("md5Hash", ""))}
+        same = facts["size"] == len(data) and (not tags.isdisjoint(_checksums(data)) or fs.cat_file(key) == data)
     if not same:
         raise ChecksumMismatch(
             f"{path}: expected the {len(data):,} bytes just written, found {facts['size']:,} others; does another program "
@@ -228,14 +229,17 @@ def scheme_of(path: Path) -> str:
     return str(cast(Any, path).protocol)
 
 
-def _etag(data: bytes) -> str:
-    """What most S3 stores say of an object: its MD5, or that of its parts' MD5s and how many there are."""
-    if len(data) < 2 * PART_BYTES:
-        return hashlib.md5(data, usedforsecurity=False).hexdigest()
-    view = memoryview(data)
-    parts = [view[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
-    digests = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in parts)
-    return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+def _checksums(data: bytes) -> set[str]:
+    """What stores say of an object: its MD5, or that of its parts' MD5s and how many there are."""
+    if len(data) >= 2 * PART_BYTES:
+        view = memoryview(data)
+        parts = [_md5(view[start : start + PART_BYTES]) for start in range(0, len(data), PART_BYTES)]
+        return {f"{_md5(b''.join(parts)).hex()}-{len(parts)}", b64encode(_md5(data)).decode()}
+    return {_md5(data).hex(), b64encode(_md5(data)).decode()}
+
+
+def _md5(data: bytes | memoryview) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
 
 
 def _local(text: str) -> Path:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -67,7 +68,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda t: "://" not in t))
 def test_text_without_a_scheme_is_the_path_it_always_was(text: str) -> None:
-    if shards.storage._SCHEME.match(text) is None:
+    if not re.match("[A-Za-z][A-Za-z0-9+.-]+:/", text):
         assert open_path(text) == Path(text) and not is_remote(open_path(text))
 
 
@@ -145,6 +146,14 @@ def test_what_is_committed_is_found_listed_and_read_alike_on_both_sides(
     assert not (remote / "none").exists() and not (remote / "none").is_file()
     with pytest.raises(FileNotFoundError):
         (remote / "none").read_bytes()
+
+
+def test_a_folder_holds_no_file_of_one_whose_name_begins_alike(folder: Path) -> None:
+    commit_bytes(folder / "a" / "x.bin", b"1")
+    commit_bytes(folder / "ab" / "x.bin", b"12")
+    assert list_files(folder / "a") == {"x.bin": 1}
+    assert match_files(folder / "a", ["*"]) == {folder / "a" / "x.bin"}
+    assert [path.name for path in (folder / "a").iterdir()] == ["x.bin"]
 
 
 def test_text_is_decoded_as_from_a_local_file(folder: Path) -> None:
@@ -327,6 +336,17 @@ def test_nobody_answering_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(shards.storage, "_OPTIONS", {"s3": {"config_kwargs": {"retries": {"max_attempts": 1}}}})
     with pointed_at("http://127.0.0.1:9"), pytest.raises(ConfigError, match="AWS_ENDPOINT_URL"):
         open_path(f"s3://{BUCKET}/x.bin").is_file()
+
+
+def test_lost_connections_are_tried_again(url: str) -> None:
+    proxy = StallingProxy(int(url.rpartition(":")[2]), limit=1 << 30, drop=3)
+    with pointed_at(proxy.url):
+        path = open_path(f"s3://{BUCKET}/retried.bin")
+        commit_bytes(path, b"in the end")
+        proxy.to_drop = 1
+        assert path.read_bytes() == b"in the end"
+    assert proxy.to_drop == 0
+    proxy.close()
 
 
 # What reading costs
