@@ -17,11 +17,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Arguments, all optional:
 #   CONFIG   a config file                        make pretrain CONFIG=configs/train/anygpt-7b-pretrain.toml
 #   CORPUS   a name in configs/corpora            make tokenize CORPUS=laion2b
+#   CLUSTER  the address of Ray's job server      make tokenize CORPUS=laion2b CLUSTER=http://head:8265
 #   DATASET  a folder of packed or sample shards  make inspect DATASET=runs/pretrain-tiny/...
 #   NAME     one benchmark                        make bench NAME=packing
 #   ARGS     passed on as they are                make tokenize CORPUS=mls ARGS="--set root=DIR --dry-run"
 CONFIG ?=
 CORPUS ?=
+CLUSTER ?=
+ID ?=
+IDS ?=
 DATASET ?=
 NAME ?=
 ARGS ?=
@@ -45,7 +49,12 @@ sample-corpora: setup ## render the sample corpora, in the formats of the real o
 .PHONY: tokenize
 tokenize: setup ## one corpus to sample shards: CORPUS=laion2b
 	@$(call need,CORPUS,$(patsubst configs/corpora/%.toml,%,$(wildcard configs/corpora/*.toml)))
-	@$(BIN)/anygpt-tokenize configs/corpora/$(CORPUS).toml $(ARGS)
+	@$(if $(CLUSTER),$(BIN)/anygpt-submit --address $(CLUSTER) -- ,$(BIN)/)anygpt-tokenize configs/corpora/$(CORPUS).toml $(ARGS)
+
+.PHONY: dedup
+dedup: setup ## copies and leaked evaluation items, to a list that tokenization leaves out: CONFIG=configs/dedup/...
+	@$(call need,CONFIG,$(wildcard configs/dedup/*.toml))
+	@$(BIN)/anygpt-dedup $(CONFIG) $(ARGS)
 
 .PHONY: pack
 pack: setup ## sample shards to packed shards: CONFIG=configs/packing/...
@@ -62,6 +71,18 @@ inspect: setup ## look into a dataset, as one HTML page: DATASET=folder
 	@$(call need,DATASET,the folder of a dataset)
 	@$(BIN)/anygpt-inspect $(DATASET) $(ARGS)
 
+.PHONY: audit
+audit: setup ## from a sample or packed row back to its file and licence: DATASET=folder ID=sample
+	@$(call need,DATASET,the folder of a dataset)
+	@$(call need,ID,the id of a sample)
+	@$(BIN)/anygpt-audit $(DATASET) --id "$(ID)" $(ARGS)
+
+.PHONY: remove
+remove: setup ## take samples out for good: DATASET=folder IDS=file with an id a line
+	@$(call need,DATASET,the folder of a dataset)
+	@$(call need,IDS,a file with an id a line)
+	@$(BIN)/anygpt-remove $(DATASET) --ids $(IDS) $(ARGS)
+
 .PHONY: doctor
 doctor: setup ## are the weights there, whole and the right ones: CONFIG=configs/tokenizers/seed2.toml
 	@$(call need,CONFIG,$(filter-out %/compact.toml %/text.toml,$(wildcard configs/tokenizers/*.toml configs/vocoders/*.toml)))
@@ -73,6 +94,10 @@ doctor: setup ## are the weights there, whole and the right ones: CONFIG=configs
 test: setup ## all tests with coverage; ARGS="tests/shards -x" some of them
 	@rm -rf .coverage
 	@$(BIN)/python -m pytest $(or $(ARGS),--cov --cov-report=term:skip-covered --cov-fail-under=85)
+
+.PHONY: chaos
+chaos: setup ## 32 processes of a tokenization killed at random moments, minutes; CHAOS_KILLS=8 for fewer
+	@CHAOS_KILLS=$${CHAOS_KILLS:-32} $(BIN)/python -m pytest -q tests/tokenize_jobs/test_chaos.py $(ARGS)
 
 .PHONY: check
 check: setup ## lint, format, types, import rules
