@@ -21,8 +21,6 @@ from shards.errors import ConfigError
 from shards.storage import check_access, explained
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
-
     # At run time a mixin, put before the library's own class; for types, any path of the library.
     _Base = S3Path
 else:
@@ -64,7 +62,7 @@ class RemoteFile(io.BufferedIOBase):
         """As :meth:`read`."""
         return self.read(size)
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         """As any file's; raises as :meth:`read`."""
         view = memoryview(buffer).cast("B")
         data = self.read(len(view))

@@ -1,9 +1,8 @@
-"""Folders on this machine and in a real S3 server: the same words, whole objects only, one writer at a time."""
+"""Folders on this machine and in a real S3 server: the same words, whole objects only, no fault taken for damage."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import pickle
 import re
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +24,6 @@ from hypothesis import strategies as st
 import shards.storage
 from pipeline.reading.shard_index import open_shard, read_member
 from shards.errors import ConfigError, DatasetError
-from shards.lease import LEASE_NAME, exclusive_writer
 from shards.reader import open_packed
 from shards.storage import (
     PART_BYTES,
@@ -231,85 +228,6 @@ def test_bytes_that_are_not_those_that_were_sent_are_noticed(remote: Path, monke
     monkeypatch.setattr(fs, "info", overwritten)
     with pytest.raises(DatasetError, match="just written"):
         commit_bytes(path, b"mine!")
-
-
-# One writer
-
-
-def test_a_second_writer_is_refused_and_the_first_leaves_nothing_behind(folder: Path) -> None:
-    with exclusive_writer(folder), pytest.raises(DatasetError, match="no other run"), exclusive_writer(folder):
-        pass
-    with exclusive_writer(folder):
-        pass
-    assert list_files(folder) == {}
-
-
-def write_lease(folder: Path, **facts: object) -> None:
-    holder = {"host": "elsewhere", "processes": "other boot", "pid": 1, "token": "t", "renewals": 0} | facts
-    commit_bytes(folder / LEASE_NAME, json.dumps(holder).encode())
-
-
-def test_a_lease_of_another_machine_is_taken_over_when_it_is_old_and_not_before(remote: Path) -> None:
-    write_lease(remote)
-    with pytest.raises(DatasetError, match="process 1 of elsewhere"), exclusive_writer(remote):
-        pass
-    time.sleep(1.1)  # the store's times have whole seconds
-    with exclusive_writer(remote, stale_s=0.05):
-        assert json.loads((remote / LEASE_NAME).read_text())["pid"] == os.getpid()
-    assert list_files(remote) == {}
-
-
-def test_a_lease_that_is_renewed_is_never_old(remote: Path) -> None:
-    with exclusive_writer(remote, renew_s=0.2, stale_s=2.5):
-        time.sleep(3.5)
-        assert json.loads((remote / LEASE_NAME).read_text())["renewals"] >= 5
-        with pytest.raises(DatasetError, match="no other run"), exclusive_writer(remote, stale_s=2.5):
-            pass
-
-
-def test_a_writer_that_lost_its_lease_notices_and_leaves_it_to_the_other(remote: Path) -> None:
-    with exclusive_writer(remote, renew_s=0.1):
-        write_lease(remote, token="theirs")
-        time.sleep(0.5)
-        assert json.loads((remote / LEASE_NAME).read_text())["token"] == "theirs"
-    assert json.loads((remote / LEASE_NAME).read_text())["token"] == "theirs"
-
-
-HOLDER = """
-import sys, time
-from shards.storage import open_path
-from shards.lease import exclusive_writer
-with exclusive_writer(open_path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_the_lease_of_a_killed_process_of_this_machine_is_free_at_once(folder: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE)
-    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-    with pytest.raises(DatasetError, match="no other run"), exclusive_writer(folder):
-        pass
-    holder.kill()
-    holder.wait()
-    with exclusive_writer(folder):
-        pass
-
-
-def test_of_many_writers_that_start_at_once_one_gets_the_lease(remote: Path) -> None:
-    code = HOLDER.replace("time.sleep(60)", "sys.stdin.read()")
-    several = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(remote)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )
-        for _ in range(3)
-    ]  # fmt: skip
-    deadline = time.monotonic() + 60
-    while sum(one.poll() is None for one in several) > 1 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    said = [one.communicate("")[0] for one in several]
-    assert sorted(said) == ["", "", "held\n"]
 
 
 # What a store refuses
