@@ -12,6 +12,7 @@ Pictures and sounds are told apart by the name's ending. Sounds are speech unles
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -21,7 +22,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.reading.columns import ID, LICENCE, MEDIA, TEXT, URL, Columns, quality_of, text_of
-from pipeline.reading.files import find_files, read_media, relative_name
+from pipeline.reading.files import find_files, is_inside, read_media, relative_name
 from pipeline.reading.img2dataset import QUALITY
 from pipeline.reading.listing import list_sources
 from pipeline.reading.options import CorpusOptions
@@ -29,7 +30,7 @@ from pipeline.reading.outcomes import Outcome, attempt
 from pipeline.reading.tables import TABLE_ENDINGS, Header, TableRow, count_table, iter_table, row_values
 from pipeline.reading.text import clean_text
 from pipeline.samples import RawMedia, RawSample, RawText, Source
-from shards.errors import CorpusError, SampleError
+from shards.errors import ConfigError, CorpusError, SampleError
 from shards.records import Provenance
 from shards.vocabulary import Modality
 
@@ -51,8 +52,8 @@ class Options(CorpusOptions):
 
     tables: tuple[str, ...] = ()
     """Patterns below the root; ``{split}`` is the config's split. If empty: those of the split, else ``metadata.*``."""
-    media: str = "."
-    """Folder that file names are relative to, itself relative to the table's."""
+    media: str = ""
+    """Folder that file names are relative to, itself relative to the table's; e.g. ``../clips``."""
     kind: Literal["auto", "image", "speech", "music"] = "auto"
     file: tuple[str, ...] = ("file_name", "file", "path", "image", "audio")
     text: tuple[str, ...] = ("text", "caption", "transcript", "transcription", "sentence")
@@ -74,11 +75,12 @@ def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: 
     """Rows ``[start, stop)`` of a table."""
     columns = _columns(options)
     corpus, name = options.label or CORPUS, relative_name(source.path, root)
+    media = _media_folder(root, name, options)
     for row, header in islice(iter_table(source.path, columns=columns), start, stop):
         sample_id = f"{corpus}/{name}/{row.line.number}"
         yield attempt(
             lambda row=row, header=header, sample_id=sample_id: _sample(
-                root, source.path, row, header, options, sample_id
+                root, name, media, row, header, options, sample_id
             ),
             sample_id=sample_id,
             corpus=corpus,
@@ -108,19 +110,36 @@ def _tables(root: Path, options: Options) -> list[Path]:
         return tables
 
 
+def _media_folder(root: Path, table: str, options: Options) -> Path:
+    # Worked out by name, because an object store takes ``..`` for a folder of that name.
+    folder = posixpath.normpath(posixpath.join(posixpath.dirname(table), options.media))
+    if not is_inside(folder):
+        raise ConfigError(
+            f"options.media = {options.media!r}: expected a folder inside the corpus, relative to {table}, found one "
+            "outside; set root to a folder that holds both"
+        )
+    return root if folder == "." else root / folder
+
+
 def _columns(options: Options) -> Columns:
     roles = {MEDIA: options.file, TEXT: options.text, ID: options.id, URL: options.url, LICENCE: options.licence}
     return Columns(roles, options.quality)
 
 
 def _sample(
-    root: Path, path: Path, row: TableRow, header: Header | SampleError, options: Options, sample_id: str
+    root: Path,
+    name: str,
+    media: Path,
+    row: TableRow,
+    header: Header | SampleError,
+    options: Options,
+    sample_id: str,
 ) -> RawSample:
     columns = _columns(options)
     values = row_values(row, header, columns=columns)
     file = values.get(MEDIA)
     text = clean_text(values.get(TEXT), what="text")
-    data = read_media(path.parent / options.media, file, root=root)
+    data = read_media(media, file, root=root)
     modality = _modality(str(file), options)
     medium, words = _SLOTS[modality]
     return RawSample(
@@ -129,7 +148,7 @@ def _sample(
         options.split,
         (RawMedia(medium, modality, data), RawText(words, text)),
         Provenance(
-            relative_name(path, root),
+            name,
             text_of(values, ID) or str(file),
             row.line.offset,
             url=text_of(values, URL),

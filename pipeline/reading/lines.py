@@ -56,8 +56,12 @@ def count_lines(path: Path) -> int:
     return sum(1 for _ in iter_lines(path))
 
 
-def iter_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[Line]:
-    """Records in file order; a file without a byte, or with a broken end, has one more that says so."""
+def iter_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, keep_blank: bool = False) -> Iterator[Line]:
+    """Records in file order; a file without a byte, or with a broken end, has one more that says so.
+
+    Args:
+        keep_blank: blank lines come too, because they may be part of a record (csv).
+    """
     if not path.stat().st_size:
         yield Line(1, 0, b"", "file_empty")
         return
@@ -66,7 +70,7 @@ def iter_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[
         try:
             for data, problem in _split_lines(_chunks(file), max_line_bytes):
                 line = position.take(data, problem)
-                if line is not None:
+                if line.problem or keep_blank or line.data.strip():
                     yield line
         except _Truncated:
             yield Line(position.number + 1, position.offset, b"", "file_truncated")
@@ -136,8 +140,8 @@ class _Position:
         self.number = 0
         self.offset = 0
 
-    def take(self, data: bytes, problem: str) -> Line | None:
-        """The line that ``data`` (with its end) is, or None if it is blank."""
+    def take(self, data: bytes, problem: str) -> Line:
+        """The line that ``data`` (with its end) is."""
         self.number += 1
         offset = self.offset
         self.offset += len(data)
@@ -146,7 +150,7 @@ class _Position:
         body = data.rstrip(b"\r\n")
         if self.number == 1:
             body = body.removeprefix(codecs.BOM_UTF8)
-        return Line(self.number, offset, body) if body.strip() else None
+        return Line(self.number, offset, body)
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:

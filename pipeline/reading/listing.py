@@ -24,15 +24,20 @@ MAX_PROCESSES = 32
 
 
 def list_sources(
-    paths: Sequence[Path], count: Callable[[Path], int], *, parallel_from: int = PARALLEL_FROM
+    paths: Sequence[Path],
+    count: Callable[[Path], int],
+    *,
+    parallel_from: int = PARALLEL_FROM,
+    processes: int | None = None,
 ) -> list[Source]:
     """One source a file, in the order of ``paths``.
 
     Args:
         count: number of inputs in a file; a function of a module, so that another process finds it.
         parallel_from: number of files from which on processes are used.
+        processes: how many; one a core, up to :data:`MAX_PROCESSES`, if not given.
     """
-    processes = min(_cores(), MAX_PROCESSES, len(paths))
+    processes = min(processes or _cores(), MAX_PROCESSES, len(paths))
     # Children of a pool may have no children of their own.
     if len(paths) < parallel_from or processes < 2 or multiprocessing.current_process().daemon:
         return _one_by_one(paths, count)

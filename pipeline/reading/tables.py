@@ -52,7 +52,7 @@ def count_table(path: Path, *, columns: Columns) -> int:
 def iter_table(path: Path, *, columns: Columns) -> Iterator[tuple[TableRow, Header | SampleError]]:
     """Rows in file order with their header; the header itself, with what is wrong with it, if it is none."""
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    lines = iter_lines(path)
+    lines = iter_lines(path, keep_blank=kind == "csv")
     if kind == "jsonl":
         yield from ((TableRow(line), Header()) for line in lines)
         return
@@ -151,5 +151,6 @@ def _csv_rows(lines: Iterator[Line]) -> Iterator[TableRow]:
             if feed.first is not None:
                 yield TableRow(feed.first, problem="record_malformed")
             continue
-        if feed.first is not None:
+        # A blank line outside quotes is no input.
+        if feed.first is not None and (len(fields) > 1 or "".join(fields).strip()):
             yield TableRow(feed.first, tuple(fields))
