@@ -80,7 +80,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _bill_of_sizes(args: argparse.Namespace) -> int:
     """What corpora of published sizes would take: configs/bills."""
     if len(args.config) > 1 or not args.dry_run:
-        raise ConfigError(f"{args.config[0]}: a bill of sizes, which nothing can be made of; give it alone, with --dry-run")
+        raise ConfigError(
+            f"{args.config[0]}: a bill of sizes, which nothing can be made of; give it alone, with --dry-run"
+        )
     print(format_bill(bill_from_file(args.config[0], gpus=args.gpus or 1, kind=args.kind, usd_per_hour=args.hourly)))
     return 0
 
