@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import shards.storage
-from pipeline.reading.shard_index import open_shard, read_member
+from pipeline.reading.shard_index import index_shard, open_shard, read_member
 from shards.errors import ConfigError, DatasetError
 from shards.reader import open_packed
 from shards.storage import (
@@ -265,6 +266,40 @@ def test_lost_connections_are_tried_again(url: str) -> None:
         assert path.read_bytes() == b"in the end"
     assert proxy.to_drop == 0
     proxy.close()
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"default_block_size": 1 << 20, "config_kwargs": {"retries": {"max_attempts": 1}}}
+    monkeypatch.setattr(shards.storage, "_OPTIONS", {"s3": options})
+
+
+def test_a_store_that_goes_away_is_no_damaged_archive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every sample behind that place would become a reject."""
+    small_blocks(monkeypatch)
+    with ExitStack() as server:
+        url = server.enter_context(s3_server())
+        with pointed_at(url):
+            make_bucket(BUCKET)
+            path = open_path(f"s3://{BUCKET}/x.tar")
+            commit_bytes(path, tar_of(20, 300_000))
+            with open_random(path) as file, tarfile.open(fileobj=file, mode="r:*") as archive:
+                server.close()
+                with pytest.raises(ConfigError, match="expected an object store that answers"):
+                    index_shard(archive)
+
+
+def test_a_store_that_goes_away_is_no_damaged_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_blocks(monkeypatch)
+    with ExitStack() as server:
+        url = server.enter_context(s3_server())
+        with pointed_at(url):
+            make_bucket(BUCKET)
+            path = open_path(f"s3://{BUCKET}/x.parquet")
+            commit_table(path, pa.table({"x": [os.urandom(100_000) for _ in range(60)]}))
+            with open_random(path) as file, pq.ParquetFile(file) as table:
+                server.close()
+                with pytest.raises(ConfigError, match="expected an object store that answers"):
+                    table.read()
 
 
 # What reading costs
