@@ -104,7 +104,7 @@ def _register_texts(table: SignatureTable, config: DedupConfig) -> int:
     pairs: list[Pairs] = []
     if config.text.on:
         of = table.text_samples
-        near = minhash_pairs(table.minhashes(), threshold=config.text.threshold)
+        near = minhash_pairs(table.minhashes(), table.distinct_texts(), threshold=config.text.threshold)
         pairs = [table.equal_texts(), *((of[left], of[right]) for left, right in near)]
     samples, roots = components(*concatenate(pairs))
     kept, clusters = np.unique(roots, return_inverse=True)

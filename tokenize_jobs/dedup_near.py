@@ -1,4 +1,4 @@
-"""Which of many hashes are near each other: exact answers from sorted arrays, in memory linear in their number.
+"""Which of many hashes are near each other: answers from sorted arrays, in memory linear in their number.
 
 Both kinds of near copies are found in the same way. Keys are made such that near hashes have equal ones; the hashes are
 sorted by each key in turn, and those with equal keys are compared.
@@ -33,13 +33,14 @@ LSH_WEIGHTS = (0.02, 0.98)
 """Of candidates too many and of pairs missed: the former only cost time, for every candidate is compared. At a threshold
 of 0.8, 98 of 100 pairs that reach it just so are found, and all that are more alike."""
 _MOST_BLOCKS = 12
+_COMPARED_AT_ONCE = 1 << 14
 
 
 def hamming_pairs(hashes: Hashes, near: Near, *, max_distance: int, bits: int = 64) -> Iterator[Pairs]:
-    """Pairs of hashes at most ``max_distance`` bits apart; some come twice.
+    """Pairs of hashes at most ``max_distance`` bits apart: enough of them to connect all that such pairs connect.
 
     Args:
-        hashes: (n,) the low ``bits`` count.
+        hashes: (n,) the low ``bits`` count; sorted ones are compared with their likes first.
         near: of two arrays of indices, which pairs are near in other ways as well.
     """
 
@@ -50,9 +51,9 @@ def hamming_pairs(hashes: Hashes, near: Near, *, max_distance: int, bits: int = 
 
     if len(hashes) < 2:
         return
+    known = _Known(len(hashes))
     for mask in block_masks(len(hashes), max_distance=max_distance, bits=bits):
-        keys = hashes & np.uint64(mask)
-        yield from _near_with_equal_keys(keys, is_near)
+        yield from _near_with_equal_keys(hashes & np.uint64(mask), is_near, known)
 
 
 def block_masks(count: int, *, max_distance: int, bits: int = 64) -> list[int]:
@@ -69,23 +70,28 @@ def block_masks(count: int, *, max_distance: int, bits: int = 64) -> list[int]:
     return [sum(chosen) for chosen in itertools.combinations(masks, blocks - max_distance)]
 
 
-def minhash_pairs(minhashes: npt.NDArray[np.uint32], *, threshold: float) -> Iterator[Pairs]:
-    """Pairs of MinHashes that agree in at least ``threshold`` of their places and in one band; some come twice.
+def minhash_pairs(minhashes: npt.NDArray[np.uint32], rows: Numbers, *, threshold: float) -> Iterator[Pairs]:
+    """Pairs of MinHashes that agree in at least ``threshold`` of their places and in one band: enough to connect them.
 
     Args:
         minhashes: (n, permutations); may be mapped from a file.
+        rows: which of them are compared; the pairs are of these numbers.
     """
-    if len(minhashes) < 2:
+    if len(rows) < 2:
         return
     bands = MinHashLSH(threshold=threshold, num_perm=minhashes.shape[1], weights=LSH_WEIGHTS)
 
     def is_near(left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
-        pieces = range(0, len(left), 1 << 14)
-        found = [similarity(minhashes, left[at : at + (1 << 14)], right[at : at + (1 << 14)]) for at in pieces]
-        return np.concatenate(found) >= threshold if found else np.empty(0, bool)
+        starts = range(0, len(left), _COMPARED_AT_ONCE)
+        pieces = [slice(start, start + _COMPARED_AT_ONCE) for start in starts]
+        found = [similarity(minhashes, rows[left[piece]], rows[right[piece]]) for piece in pieces]
+        return np.concatenate(found) >= threshold
 
+    known = _Known(len(rows))
     for band in range(bands.b):
-        yield from _near_with_equal_keys(_band_keys(minhashes, band * bands.r, bands.r), is_near)
+        keys = _band_keys(minhashes, rows, band * bands.r, bands.r)
+        for left, right in _near_with_equal_keys(keys, is_near, known):
+            yield rows[left], rows[right]
 
 
 def similarity(minhashes: npt.NDArray[np.uint32], left: Numbers, right: Numbers) -> npt.NDArray[np.float64]:
@@ -113,29 +119,56 @@ def components(left: Numbers, right: Numbers) -> tuple[Numbers, Numbers]:
     return nodes, nodes[first[labels]]
 
 
-def _band_keys(minhashes: npt.NDArray[np.uint32], start: int, width: int) -> Hashes:
+def _band_keys(minhashes: npt.NDArray[np.uint32], rows: Numbers, start: int, width: int) -> Hashes:
     """One number a band; two bands that share one by accident are told apart by the comparison."""
-    keys = np.full(len(minhashes), 0xCBF29CE484222325, np.uint64)
+    keys = np.full(len(rows), 0xCBF29CE484222325, np.uint64)
     for column in range(start, start + width):
-        keys = (keys ^ minhashes[:, column]) * np.uint64(0x100000001B3)
+        keys = (keys ^ minhashes[rows, column]) * np.uint64(0x100000001B3)
         keys ^= keys >> np.uint64(29)
     return keys
 
 
-def _near_with_equal_keys(keys: Hashes, is_near: Near) -> Iterator[Pairs]:
+class _Known:
+    """What is connected already, so that a thousand copies are not compared each with each."""
+
+    def __init__(self, count: int) -> None:
+        self.roots: Numbers = np.arange(count, dtype=np.int64)
+        self._waiting: list[Pairs] = []
+
+    def add(self, left: Numbers, right: Numbers) -> None:
+        """Note pairs; they count from the next :meth:`update` on."""
+        self._waiting.append((left, right))
+
+    def update(self) -> None:
+        """Connect what was noted."""
+        if self._waiting:
+            left, right = concatenate(self._waiting)
+            nodes, first = components(self.roots[left], self.roots[right])
+            places = np.minimum(np.searchsorted(nodes, self.roots), len(nodes) - 1)
+            self.roots = np.where(nodes[places] == self.roots, first[places], self.roots)
+            self._waiting = []
+
+
+def _near_with_equal_keys(keys: Hashes, is_near: Near, known: _Known) -> Iterator[Pairs]:
     """Compare everything with the 1st, 2nd, ... one after it that has an equal key, all at once."""
     order = np.argsort(keys, kind="stable").astype(np.int64)
     ordered = keys[order]
     left = np.flatnonzero(ordered[:-1] == ordered[1:])
     for step in range(1, MOST_NEIGHBOURS + 1):
         if not len(left):
-            return
+            break
         first, second = order[left], order[left + step]
-        close = is_near(first, second)
+        apart = known.roots[first] != known.roots[second]
+        first, second = first[apart], second[apart]
+        close = is_near(first, second) if len(first) else np.empty(0, bool)
         if close.any():
+            known.add(first[close], second[close])
             yield first[close], second[close]
+        if step.bit_count() == 1:
+            known.update()
         left = left[left + step + 1 < len(ordered)]
         left = left[ordered[left] == ordered[left + step + 1]]
+    known.update()
 
 
 def concatenate(pairs: Sequence[Pairs]) -> Pairs:

@@ -117,6 +117,12 @@ class SignatureTable:
             ) USING (sha256) WHERE sample <> first"""
         return self.pairs(query)
 
+    def distinct_texts(self) -> Numbers:
+        """Rows of :meth:`minhashes`, of equal texts the first, ascending."""
+        query = "SELECT min(sample) AS sample FROM texts GROUP BY sha256 ORDER BY sample"
+        found = self.connection.execute(query).fetchnumpy()["sample"]
+        return np.searchsorted(self.text_samples, np.asarray(found, np.int64))
+
     def pictures(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint8], Numbers]:
         """Every distinct picture once: hashes ascending, (n, 12) colours, and the first medium that has both."""
         query = """

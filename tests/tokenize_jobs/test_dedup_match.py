@@ -61,7 +61,7 @@ def verdicts(
     ]
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(
     samples=st.lists(st.lists(st.integers(0, 6), max_size=3), min_size=1, max_size=14),
     split=st.integers(0, 14),

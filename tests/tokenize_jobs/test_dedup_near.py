@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from datasketch import MinHash, MinHashLSH
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenize_jobs.dedup_near import (
@@ -30,12 +30,20 @@ def pairs_of(found) -> set[tuple[int, int]]:
     return {(min(pair), max(pair)) for pair in zip(left.tolist(), right.tolist(), strict=True)}
 
 
+def clusters_of(pairs: set[tuple[int, int]]) -> dict[int, int]:
+    """Everything in a pair, and the smallest number it is connected with."""
+    left, right = (np.array([pair[side] for pair in sorted(pairs)], np.int64) for side in (0, 1))
+    nodes, roots = components(left, right)
+    return dict(zip(nodes.tolist(), roots.tolist(), strict=True))
+
+
+@settings(deadline=None)
 @given(
     seed=st.integers(0, 1000),
     max_distance=st.integers(0, 6),
     copies=st.lists(st.tuples(st.integers(0, 39), st.sets(st.integers(0, 63), max_size=8)), max_size=20),
 )
-def test_every_pair_within_the_distance_is_found_and_no_other(seed: int, max_distance: int, copies):
+def test_all_that_is_within_the_distance_is_connected_and_nothing_else(seed: int, max_distance: int, copies):
     """Hashes with planted copies that differ in any bits, near and just too far."""
     hashes = np.random.Generator(np.random.PCG64(seed)).integers(2**64, size=40, dtype=np.uint64)
     changed = [hashes[of] ^ np.uint64(sum(1 << bit for bit in bits)) for of, bits in copies]
@@ -45,9 +53,12 @@ def test_every_pair_within_the_distance_is_found_and_no_other(seed: int, max_dis
         for i, j in itertools.combinations(range(len(hashes)), 2)
         if int(hashes[i] ^ hashes[j]).bit_count() <= max_distance
     }
-    assert pairs_of(hamming_pairs(hashes, always, max_distance=max_distance)) == expected
+    found = pairs_of(hamming_pairs(hashes, always, max_distance=max_distance))
+    assert found <= expected
+    assert clusters_of(found) == clusters_of(expected)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 10**9), st.integers(0, 8), st.sampled_from([16, 64]), st.data())
 def test_near_hashes_agree_in_all_bits_of_some_key_however_many_there_are(count, max_distance, bits, data):
     masks = block_masks(count, max_distance=max_distance, bits=bits)
@@ -89,10 +100,13 @@ def test_minhash_pairs_are_those_of_datasketch():
         lsh.insert(number, known)
     expected = {(i, j) for i, j in expected if (minhashes[i] == minhashes[j]).mean() >= 0.8}
     assert len(expected) > 80
-    assert pairs_of(minhash_pairs(minhashes, threshold=0.8)) == expected
+    found = pairs_of(minhash_pairs(minhashes, np.arange(len(minhashes)), threshold=0.8))
+    assert found <= expected
+    assert clusters_of(found) == clusters_of(expected)
     assert similarity(minhashes, np.array([0]), np.array([1]))[0] == pytest.approx(118 / 128)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(31, 60)), max_size=40))
 def test_components_name_the_smallest_of_what_hangs_together(edges: list[tuple[int, int]]):
     left, right = (np.array([edge[side] for edge in edges], np.int64) for side in (0, 1))
@@ -104,6 +118,21 @@ def test_components_name_the_smallest_of_what_hangs_together(edges: list[tuple[i
     assert dict(zip(nodes.tolist(), roots.tolist(), strict=True)) == root
 
 
+def test_a_thousand_near_copies_are_not_compared_each_with_each():
+    """Half a million pairs hang together by a few thousand comparisons."""
+    compared = 0
+
+    def count(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        nonlocal compared
+        compared += len(left)
+        return always(left, right)
+
+    hashes = np.arange(1 << 10, dtype=np.uint64)
+    found = pairs_of(hamming_pairs(hashes, count, max_distance=4))
+    assert set(clusters_of(found).values()) == {0}
+    assert compared < 5 * len(hashes)
+
+
 def test_nothing_has_no_pairs():
     assert pairs_of(hamming_pairs(np.empty(0, np.uint64), always, max_distance=4)) == set()
-    assert pairs_of(minhash_pairs(np.empty((0, 128), np.uint32), threshold=0.8)) == set()
+    assert pairs_of(minhash_pairs(np.empty((0, 128), np.uint32), np.empty(0, np.int64), threshold=0.8)) == set()
