@@ -194,6 +194,7 @@ def test_tokenization_can_look_the_list_up(planted: Path):
     assert found.reason("first", rows[0]["sample_id"]) is None
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_bytes_of_one_process(planted: Path, tmp_path: Path):
     with ray_session(workers=2):
         assert main([str(planted), "--set", f"output={tmp_path / 'out'}", "--set", "workers=2"]) == 0
