@@ -18,12 +18,16 @@ from shards.storage import list_files, open_path
 from shards.writer import commit_bytes
 from tests.fixtures.miniature_corpora import BUILDERS
 from tests.fixtures.s3_server import make_bucket, pointed_at, s3_server
+from tests.tokenize_jobs import test_packing_job as packing
 from tests.tokenize_jobs.test_tokenize_job import CORPUS, write_codec, write_config, write_corpus
 from tokenize_jobs.cli import tokenize
 from tokenize_jobs.dataset_report import TIMED_NAMES
+from tokenize_jobs.packing_cli import pack
 from tokenize_jobs.session import ray_session
 
 BUCKET = "s3://bucket"
+samples = packing.inputs
+"""A fixture: a text tokenizer and two datasets of sample shards."""
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +110,26 @@ def test_a_wrong_place_is_said_before_anything_runs(
 ) -> None:
     assert tokenize([str(config), "--set", f"{key}={value}"]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_samples_in_a_bucket_are_packed_into_the_same_rows(
+    samples: Path, tmp_path: Path, store: None, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository)
+    remote = [f'datasets.{name}.path="{BUCKET}/samples/{name}"' for name in ("pictures", "speech")]
+    for name in ("pictures", "speech"):
+        upload(samples / name, open_path(f"{BUCKET}/samples/{name}"))
+    assert pack(packing.arguments(samples, tmp_path / "local", tmp_path / "local.toml")) == 0
+    assert pack(packing.arguments(samples, tmp_path / "from", tmp_path / "from.toml", *remote)) == 0
+    assert packing.contents(tmp_path / "from") == packing.contents(tmp_path / "local")
+
+
+def test_packed_shards_stay_on_this_machine(
+    samples: Path, tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(repository)
+    assert pack(packing.arguments(samples, tmp_path, tmp_path / "c.toml", f"output={BUCKET}/packed")) == 2
+    assert "expected a folder on this machine" in capsys.readouterr().err
 
 
 def read_all(name: str, root: Path) -> list[Outcome]:
