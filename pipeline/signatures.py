@@ -73,8 +73,8 @@ class PictureHashConfig(Config):
     hash_size: Literal[4, 8] = 8
     """Side of the hash in bits: 8 gives 64."""
     max_distance: int = Field(default=4, ge=0, le=8)
-    """Bits two hashes may differ in. The copies we planted (JPEG quality 40 to 90, a third to twice the size) differ in
-    2 to 4; different photographs in 16 and more."""
+    """Bits two hashes may differ in. The copies we planted (JPEG quality 40 to 90, a third to twice the size) mostly
+    differ in at most 4, the hardest in 8; different photographs in 16 and more."""
     max_colour_distance: int = Field(default=24, ge=0, le=255)
     """By how much the mean colour of a quarter may differ, in any channel."""
     min_spread: float = Field(default=6.0, ge=0.0)
