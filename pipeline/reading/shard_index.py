@@ -18,6 +18,7 @@ from pathlib import Path
 from webdataset.tariterators import base_plus_ext
 
 from pipeline.reading.files import is_inside
+from pipeline.reading.tar_header import PlainFileInfo
 from shards.errors import SampleError
 from shards.storage import open_random
 
@@ -56,7 +57,7 @@ def open_shard(path: Path) -> Generator[tuple[tarfile.TarFile | None, list[Shard
         return
     with open_random(path) as file:
         try:
-            archive = tarfile.open(fileobj=file, mode="r:*")  # noqa: SIM115 - closed below, and opening may fail
+            archive = tarfile.open(fileobj=file, mode="r:*", tarinfo=PlainFileInfo)  # noqa: SIM115 - closed below, and opening may fail
         except _DAMAGE:
             yield None, [ShardEntry("", problem="archive_unreadable")]
             return
@@ -158,7 +159,7 @@ def _resume(archive: tarfile.TarFile) -> tuple[tarfile.TarFile | None, str]:
         while block := file.read(tarfile.BLOCKSIZE):
             if _is_header(block):
                 file.seek(position)
-                return tarfile.TarFile(fileobj=file), problem
+                return tarfile.TarFile(fileobj=file, tarinfo=PlainFileInfo), problem
             if any(block):
                 problem = problem or ("archive_damaged" if len(block) == tarfile.BLOCKSIZE else "archive_truncated")
             position += tarfile.BLOCKSIZE
