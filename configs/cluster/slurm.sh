@@ -29,8 +29,11 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_folder/token
 
 started=()
 clean_up() {
-    # `kill 0` or `ray stop` would hit other jobs on a shared node.
-    for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
+    # One by one, the head last, for nodes take leave of it. `ray stop` would hit other jobs on a shared node.
+    for (( i = ${#started[@]} - 1; i >= 0; i-- )); do
+        kill "${started[i]}" 2>/dev/null || true
+        wait "${started[i]}" 2>/dev/null || true
+    done
     rm -rf "$token_folder"
 }
 trap clean_up EXIT
@@ -39,7 +42,7 @@ cpu_nodes=${SLURM_JOB_NUM_NODES_HET_GROUP_0:-$SLURM_JOB_NUM_NODES}
 gpu_nodes=${SLURM_JOB_NUM_NODES_HET_GROUP_1:-0}
 cores=${SLURM_CPUS_PER_TASK_HET_GROUP_0:-${SLURM_CPUS_PER_TASK:?}}
 gpu_cores=${SLURM_CPUS_PER_TASK_HET_GROUP_1:-$cores}
-head=$(hostname)
+head=${SLURMD_NODENAME:-$(hostname)}
 # Jobs of others on the same node have other ports.
 port=$((20000 + SLURM_JOB_ID % 10000))
 address=$head:$port
@@ -55,12 +58,14 @@ for _ in $(seq 60); do
 done
 
 if (( cpu_nodes > 1 )); then
-    srun --het-group=0 --nodes=$((cpu_nodes - 1)) --ntasks=$((cpu_nodes - 1)) --exclude="$head" --kill-on-bad-exit=0 \
+    srun --het-group=0 --nodes=$((cpu_nodes - 1)) --ntasks=$((cpu_nodes - 1)) --exclude="$head" \
+        --cpus-per-task="$cores" --kill-on-bad-exit=0 \
         ray start --address="$address" --num-cpus="$cores" --num-gpus=0 --resources="{\"decode\": $cores}" --block &
     started+=($!)
 fi
 if (( gpu_nodes > 0 )); then
-    srun --het-group=1 --nodes="$gpu_nodes" --ntasks="$gpu_nodes" --kill-on-bad-exit=0 \
+    srun --het-group=1 --nodes="$gpu_nodes" --ntasks="$gpu_nodes" \
+        --cpus-per-task="$gpu_cores" --kill-on-bad-exit=0 \
         ray start --address="$address" --num-cpus="$gpu_cores" --block &
     started+=($!)
 fi

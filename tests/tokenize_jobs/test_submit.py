@@ -7,6 +7,7 @@ other tests speaks the same requests, unpacks what is uploaded, and really runs 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import io
 import json
 import os
@@ -22,11 +23,14 @@ from typing import Any
 
 import pytest
 from aiohttp import WSCloseCode, web
+from ray.cluster_utils import Cluster
 
 from shards.errors import AnyGPTError, ConfigError
 from tokenize_jobs import submit
+from tokenize_jobs.session import LOCAL_ENVIRONMENT
 from tokenize_jobs.submit_cli import main
 
+HAS_JOB_SERVER = all(importlib.util.find_spec(name) for name in ("aiohttp_cors", "opencensus", "prometheus_client"))
 SHARED = ["--set", "root=/shared/laion2b", "--set", "output=/shared/tokens"]
 
 
@@ -286,3 +290,62 @@ def test_a_runtime_environment_that_is_none_is_named(tmp_path: Path):
         submit.read_runtime_env(tmp_path / "list.yaml")
     with pytest.raises(ConfigError, match="root of a checkout"):
         submit.read_runtime_env(tmp_path / "none.yaml")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Any]:
+    """A real head on this machine, with the job server where its packages are installed."""
+    os.environ.update({name: value for name, value in LOCAL_ENVIRONMENT.items() if name not in os.environ})
+    options = {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": HAS_JOB_SERVER}
+    cluster: Any = Cluster(initialize_head=True, head_node_args=options)
+    yield cluster
+    cluster.shutdown()
+
+
+DRIVER = """
+import os, ray
+from tokenize_jobs.session import ray_session
+with ray_session(workers=1):
+    print(ray.get(ray.remote(lambda: os.environ["OMP_NUM_THREADS"] + os.environ["SAID_BY_THE_JOB"]).remote()))
+"""
+
+
+def test_the_job_s_own_ray_session_goes_with_the_runtime_environment(head: Any, repository: Path):
+    """Both set OMP_NUM_THREADS; Ray called that a conflict, and every submitted job ended before it began."""
+    env_vars = submit.read_runtime_env(repository / submit.RUNTIME_ENV)["env_vars"] | {"SAID_BY_THE_JOB": "!"}
+    job = {
+        "RAY_ADDRESS": head.address,
+        "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": env_vars}}),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER],
+        env=os.environ | env_vars | job,
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1!"
+
+
+@pytest.mark.skipif(not HAS_JOB_SERVER, reason="no job server without the packages of ray[default]")
+def test_a_real_head_runs_what_is_submitted(head: Any, checkout: Path, capsys: pytest.CaptureFixture[str]):
+    address = f"http://{head.head_node.address_info['webui_url']}"
+    words = ["--address", address, "--runtime-env", "env.yaml", "--", sys.executable, "work.py", "2"]
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert "counting 1 2 3" in shown.out
+    assert "FAILED" in shown.err
+
+
+@pytest.mark.skipif(HAS_JOB_SERVER, reason="this head has a job server")
+def test_a_head_without_the_packages_of_a_dashboard_is_told_apart(
+    head: Any, repository: Path, capsys: pytest.CaptureFixture[str]
+):
+    """The head is up, its own port answers, and yet nothing takes jobs there: the message names what is missing."""
+    runtime_env = str(repository / submit.RUNTIME_ENV)
+    assert (
+        main(["--address", f"http://{head.address}", "--runtime-env", runtime_env, "--", "anygpt-pack", "x.toml"]) == 2
+    )
+    assert "ray[default]" in capsys.readouterr().err
