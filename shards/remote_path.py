@@ -33,6 +33,11 @@ class RemoteFile(io.BufferedIOBase):
     def __init__(self, path: Any, file: Any) -> None:
         self._path, self._file = path, file
 
+    @property
+    def size(self) -> int:
+        """Bytes in the whole file."""
+        return int(self._file.size)
+
     def readable(self) -> bool:
         """Yes."""
         return True

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from shutil import disk_usage
+from tempfile import gettempdir
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -110,15 +112,18 @@ def open_random(path: Path) -> Generator[IO[bytes]]:
 
     Of a remote file every block is fetched at most once, when it is first needed, and kept in a sparse temporary file
     (on the disk of ``TMPDIR``, no more than the file's size) that is gone with the last reference to it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ConfigError: there is no room for it, or the store failed.
     """
-    opened: IO[bytes] = cast(Any, path).open("rb", cache_type="mmap") if is_remote(path) else path.open("rb")
-    with opened as file:
+    with _open_sparse(path) if is_remote(path) else path.open("rb") as file:
         yield file
 
 
 def arrow_source(path: Path) -> Any:
     """What pyarrow opens: a local path, or a remote file as :func:`open_random` has it."""
-    return cast(Any, path).open("rb", cache_type="mmap") if is_remote(path) else path
+    return _open_sparse(path) if is_remote(path) else path
 
 
 def list_files(folder: Path) -> dict[str, int]:
@@ -227,6 +232,18 @@ def explained(path: object, *, missing: bool = False) -> Generator[None]:
 def scheme_of(path: Path) -> str:
     """``s3`` or ``gs`` of a remote path."""
     return str(cast(Any, path).protocol)
+
+
+def _open_sparse(path: Path) -> IO[bytes]:
+    file: Any = cast(Any, path).open("rb", cache_type="mmap")
+    folder = gettempdir()
+    # The file is mapped into memory: a disk that fills up meanwhile would end the process without a word.
+    if file.size > (free := disk_usage(folder).free):
+        file.close()
+        raise ConfigError(
+            f"{folder}: expected room for {path} ({file.size:,} bytes), found {free:,}; set TMPDIR to a larger disk"
+        )
+    return file
 
 
 def _checksums(data: bytes) -> set[str]:

@@ -302,6 +302,15 @@ def test_a_store_that_goes_away_is_no_damaged_table(monkeypatch: pytest.MonkeyPa
                     table.read()
 
 
+def test_an_archive_that_the_temporary_disk_cannot_hold_is_an_error(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit_bytes(remote / "x.tar", bytes(4096))
+    monkeypatch.setattr(shards.storage, "disk_usage", lambda folder: SimpleNamespace(free=4095))
+    with pytest.raises(ConfigError, match="set TMPDIR"), open_random(remote / "x.tar"):
+        pass
+
+
 # What reading costs
 
 
