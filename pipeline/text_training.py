@@ -24,6 +24,7 @@ from pipeline.text import folder_fingerprint, load_text_tokenizer, train_text_to
 from pipeline.vocabularies import load_vocabulary, vocabulary_facts
 from shards.errors import ConfigError
 from shards.manifest import fingerprint, read_manifest
+from shards.storage import arrow_source
 from shards.vocabulary import Vocabulary
 from shards.writer import commit_bytes
 
@@ -130,7 +131,9 @@ def sample_texts(config: TextConfig) -> Iterator[str]:
         if manifest.kind != "samples":
             raise ConfigError(f"key 'datasets': expected sample shards, found {folder} of kind {manifest.kind!r}")
         for entry in manifest.shards:
-            table = pq.ParquetFile(folder / entry.path).read(columns=["split", "segments.list.element.text"])
+            table = pq.ParquetFile(arrow_source(folder / entry.path)).read(
+                columns=["split", "segments.list.element.text"]
+            )
             rows = zip(table["split"].to_pylist(), table["segments"].to_pylist(), strict=True)
             for split, segments in rows:
                 if split in config.splits or not config.splits:

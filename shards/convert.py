@@ -26,6 +26,7 @@ from shards.anygpt_jsonl import form_of, format_line, has_form, parse_line
 from shards.errors import CorpusError, DatasetError, SampleError
 from shards.manifest import Manifest, ShardEntry, fingerprint, read_manifest, write_manifest
 from shards.records import FORMAT_VERSION, Provenance, TokenizedSample, samples_to_table, table_to_samples
+from shards.storage import arrow_source
 from shards.writer import TEMPORARY_SUFFIX, commit_bytes, commit_file, commit_table, file_sha256
 
 CONVERTER_VERSION = 1
@@ -140,7 +141,11 @@ def export_jsonl(dataset: Path, output: Path) -> dict[str, int]:
             f"{dataset}: expected sample shards, found a dataset of kind {manifest.kind!r}; export those"
         )
     endings: dict[str, bool] = manifest.extra.get("final_newline", {})
-    samples = (sample for entry in manifest.shards for sample in table_to_samples(pq.read_table(dataset / entry.path)))
+    samples = (
+        sample
+        for entry in manifest.shards
+        for sample in table_to_samples(pq.read_table(arrow_source(dataset / entry.path)))
+    )
     written = dict.fromkeys(endings, 0)
     left_out: Counter[str] = Counter()
     with ExitStack() as stack:

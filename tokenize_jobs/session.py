@@ -35,6 +35,10 @@ LOCAL_ENVIRONMENT = {
 }
 
 
+_STORES = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_PROFILE")
+"""Where an object store is; who may use it is the nodes' own business, and no secret travels."""
+
+
 @contextmanager
 def ray_session(*, workers: int, address: str = "") -> Iterator[None]:
     """Start Ray with ``workers`` CPUs, or connect to ``address``; a session that is open already is used as it is.
@@ -56,7 +60,8 @@ def ray_session(*, workers: int, address: str = "") -> Iterator[None]:
         {} if address else {"num_cpus": workers, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     )
     # On a cluster the workers' environment is not ours; one thread each, so that sums never depend on the machine.
-    remote: dict[str, Any] = {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}} if address else {}
+    environment = {"OMP_NUM_THREADS": "1"} | {name: os.environ[name] for name in _STORES if name in os.environ}
+    remote: dict[str, Any] = {"runtime_env": {"env_vars": environment}} if address else {}
     try:
         with _silent_stderr():
             ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local, **remote)

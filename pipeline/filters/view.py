@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
+from typing import IO
 
 from PIL import Image
 
@@ -122,12 +123,16 @@ def _split(texts: list[tuple[str, str]]) -> tuple[tuple[str, ...], str]:
     return captions, "\n".join(text for slot, text in texts if slot not in CAPTION_SLOTS)
 
 
+def _stored(raw: RawMedia) -> IO[bytes]:
+    return io.BytesIO(raw.data) if raw.path is None else raw.path.open("rb")
+
+
 def _size_in_header(raw: RawMedia) -> tuple[float, float] | None:
     """Width and height without decoding a pixel; which of the two is which, a camera's orientation may turn round."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(raw.path if raw.path is not None else io.BytesIO(raw.data), formats=FORMATS) as image:
+            with _stored(raw) as file, Image.open(file, formats=FORMATS) as image:
                 return float(image.width), float(image.height)
     except _DAMAGE:  # the decoder meets it again and gives it its name
         return None

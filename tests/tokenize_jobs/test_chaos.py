@@ -1,7 +1,8 @@
 """SIGKILL at random moments: the driver, a decoding worker, an encoding actor, the raylet of the second of two nodes.
 
-Afterwards every byte is that of an undisturbed run, no unit is there twice or missing, and no temporary file is left. Four
-kills in the suite; ``CHAOS_KILLS=32`` (``make chaos``) for as many as one likes. The moments come from a seed, but what is
+Afterwards every byte is that of an undisturbed run, no unit is there twice or missing, and no temporary file is left. It
+takes some twenty seconds a kill, most of them for starting processes again, so the suite leaves it out: ``make chaos``
+kills 32 times, ``CHAOS_KILLS=4`` as often as one likes. The moments come from a seed, but what is
 hit at a moment is the machine's business.
 """
 
@@ -30,7 +31,7 @@ from tokenize_jobs.dataset_report import TIMED_NAMES
 from tokenize_jobs.log import log_path
 from tokenize_jobs.session import LOCAL_ENVIRONMENT
 
-KILLS = int(os.environ.get("CHAOS_KILLS", "4"))
+KILLS = int(os.environ.get("CHAOS_KILLS", "0"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 SHARDS, PICTURES, UNIT_ITEMS = 3, 120, 2
 DEADLINE_S = 120 + 30 * KILLS
@@ -107,6 +108,7 @@ def kill_one(kind: str, nodes: Nodes, driver: subprocess.Popen[bytes], chosen: r
     return True
 
 
+@pytest.mark.skipif(not KILLS, reason="takes minutes: make chaos, or CHAOS_KILLS=4")
 def test_killed_at_random_moments_the_dataset_is_that_of_an_undisturbed_run(nodes: Nodes, tmp_path: Path) -> None:
     root = write_corpus(tmp_path / "root", shards=SHARDS, pictures=PICTURES)
     config = write_config(tmp_path, root, write_codec(tmp_path / "codec.safetensors"), unit_items=UNIT_ITEMS)
