@@ -91,9 +91,9 @@ doctor: setup ## are the weights there, whole and the right ones: CONFIG=configs
 ##@ Develop
 
 .PHONY: test
-test: setup ## all tests with coverage; ARGS="tests/shards -x" some of them
+test: setup ## all tests with coverage, two files at a time; ARGS="tests/shards -x" some of them, one after another
 	@rm -rf .coverage
-	@$(BIN)/python -m pytest $(or $(ARGS),--cov --cov-report=term:skip-covered --cov-fail-under=85)
+	@$(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85)
 
 .PHONY: chaos
 chaos: setup ## 32 processes of a tokenization killed at random moments, minutes; CHAOS_KILLS=8 for fewer

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
+
+import pyarrow as pa
 
 from shards.errors import DatasetError
 from shards.vocabulary import Vocabulary
-from shards.writer import commit_bytes
+from shards.writer import commit_pieces
 
 MANIFEST_NAME = "manifest.json"
 
@@ -29,6 +32,66 @@ class ShardEntry:
     num_bytes: int
     sha256: str
     tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+class ShardTable(Sequence[ShardEntry]):
+    """The entries of many shards in columns: a seventh of the memory of as many objects. Equal to any sequence of them."""
+
+    SCHEMA = pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("num_rows", pa.int64(), nullable=False),
+            pa.field("num_bytes", pa.int64(), nullable=False),
+            pa.field("sha256", pa.binary(), nullable=False),
+            pa.field("tokens", pa.map_(pa.string(), pa.int64()), nullable=False),
+        ]
+    )
+    _BATCH = 1000
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    @classmethod
+    def build(cls, shards: Iterable[ShardEntry]) -> ShardTable:
+        """From entries, a thousand of them in memory at a time."""
+        rest = iter(shards)
+        batches: list[pa.RecordBatch] = []
+        while batch := list(islice(rest, cls._BATCH)):
+            rows = [(s.path, s.num_rows, s.num_bytes, bytes.fromhex(s.sha256), list(s.tokens.items())) for s in batch]
+            columns = zip(*rows, strict=True)
+            arrays = [pa.array(column, field.type) for column, field in zip(columns, cls.SCHEMA, strict=True)]
+            batches.append(pa.RecordBatch.from_arrays(arrays, schema=cls.SCHEMA))
+        return cls(pa.Table.from_batches(batches, schema=cls.SCHEMA).combine_chunks())
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    @overload
+    def __getitem__(self, index: int) -> ShardEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> ShardTable: ...
+    def __getitem__(self, index: int | slice) -> ShardEntry | ShardTable:
+        if isinstance(index, slice):
+            return ShardTable(self._table.take(pa.array(range(*index.indices(len(self))), pa.int64())))
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"shard {index}: expected one of {len(self)}")
+        return next(_to_shards(self._table.slice(number, 1)))
+
+    def __iter__(self) -> Iterator[ShardEntry]:
+        for start in range(0, len(self), self._BATCH):
+            yield from _to_shards(self._table.slice(start, self._BATCH))
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, ShardTable):
+            return self._table.equals(other._table)
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"ShardTable({len(self)} shards)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +110,7 @@ class Manifest:
     kind: str
     name: str
     fingerprint: str
-    shards: tuple[ShardEntry, ...]
+    shards: Sequence[ShardEntry]
     format_version: int
     tokenizers: Mapping[str, str] = field(default_factory=dict[str, str])
     vocabulary: Vocabulary | None = None
@@ -77,11 +140,41 @@ def fingerprint(facts: Any) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit ``folder/manifest.json`` atomically; the bytes depend on the manifest alone."""
-    data = asdict(manifest) | {"vocabulary": manifest.vocabulary.to_json() if manifest.vocabulary else None}
-    commit_bytes(
-        folder / MANIFEST_NAME, (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-    )
+    """Commit ``folder/manifest.json`` atomically; the bytes depend on the manifest alone.
+
+    They are those of ``json.dumps(..., indent=1, sort_keys=True, ensure_ascii=False)`` and a newline. Shards are written one
+    at a time, so that a million of them are not in memory twice.
+    """
+    commit_pieces(folder / MANIFEST_NAME, _pieces(manifest))
+
+
+def _pieces(manifest: Manifest) -> Iterator[bytes]:
+    data = asdict(replace(manifest, shards=())) | {
+        "shards": [],
+        "vocabulary": manifest.vocabulary.to_json() if manifest.vocabulary else None,
+    }
+    # A line break within a string is written as a backslash and an n, and deeper keys are indented more: it is there once.
+    head, tail = _dump(data).split('\n "shards": []')
+    yield head.encode()
+    if not manifest.shards:
+        yield b'\n "shards": []'
+    opening = '\n "shards": [\n  '
+    for shard in manifest.shards:
+        yield (opening + _dump(asdict(shard)).replace("\n", "\n  ")).encode()
+        opening = ",\n  "
+    if manifest.shards:
+        yield b"\n ]"
+    yield f"{tail}\n".encode()
+
+
+def _dump(data: Any) -> str:
+    return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False)
+
+
+def _to_shards(table: pa.Table) -> Iterator[ShardEntry]:
+    columns = (table[name].to_pylist() for name in ShardTable.SCHEMA.names)
+    for path, num_rows, num_bytes, sha256, tokens in zip(*columns, strict=True):
+        yield ShardEntry(path, num_rows, num_bytes, sha256.hex(), dict(tokens))
 
 
 def read_manifest(folder: Path) -> Manifest:

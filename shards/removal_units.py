@@ -22,8 +22,9 @@ from shards.ledger import LEDGER, Entry, commit_entry, fold_ledger, read_entries
 from shards.left_out import PART_SCHEMA, REMOVED, join_parts, part_path
 from shards.lookup import matches
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, read_manifest, write_manifest
-from shards.modality import SOUNDS, Modality
+from shards.modality import Modality
 from shards.records import SAMPLE_SCHEMA
+from shards.summary import summarize
 from shards.writer import commit_bytes, commit_table, file_sha256
 
 pc: Any = pyarrow.compute  # made when imported, so that type checkers do not see its functions
@@ -90,15 +91,14 @@ def finish(folder: Path) -> bool:
     manifest = read_manifest_aside(folder)
     if manifest is None:
         return (folder / MANIFEST_NAME).is_file()
-    sums, shards, parts = _sums(folder)
-    if sums["units"] == manifest.extra.get("units"):
-        join_parts(parts, folder)
-        _update_report(folder, sums)
+    summary = summarize(read_entries(folder))
+    if summary.sums["units"] == manifest.extra.get("units"):
+        join_parts(summary.parts(folder), folder)
+        _update_report(folder, summary.sums)
         for name in OUTDATED_NAMES:
             (folder / name).unlink(missing_ok=True)
-        counts = {key: sums[key] for key in ("inputs", "written", "filtered", "rejected")}
-        extra = {**manifest.extra, **{key: sums[key] for key in ("items", "images", "hours", "units")}}
-        write_manifest(folder, replace(manifest, shards=tuple(shards), counts=counts, extra=extra))
+        extra = {**manifest.extra, **summary.extra}
+        write_manifest(folder, replace(manifest, shards=summary.shards, counts=summary.counts, extra=extra))
     (folder / LEDGER / MANIFEST_NAME).unlink()
     return (folder / MANIFEST_NAME).is_file()
 
@@ -155,24 +155,6 @@ def _media_facts(table: pa.Table) -> dict[str, Any]:
                 seconds[modality] = seconds.get(modality, 0.0) + duration_s
             images += modality == Modality.IMAGE
     return {"tokens": dict(sorted(tokens.items())), "seconds": dict(sorted(seconds.items())), "images": images}
-
-
-def _sums(folder: Path) -> tuple[dict[str, Any], list[ShardEntry], list[Path]]:
-    """What the report and the manifest say of all units, their shards, and their parts of what was left out."""
-    numbers: Counter[str] = Counter()
-    by: dict[str, Counter[str]] = {name: Counter() for name in ("filtered", "rejected", "tokens", "seconds")}
-    shards: list[ShardEntry] = []
-    parts: list[Path] = []
-    for entry in read_entries(folder):
-        numbers.update(items=entry.stop - entry.start, inputs=entry.inputs, written=entry.written)
-        numbers.update(images=entry.images, units=1)
-        for name, counter in by.items():
-            counter.update(getattr(entry, name))
-        shards += [entry.shard] if entry.shard else []
-        parts += [part_path(folder, entry.unit)] if entry.left_out_sha256 else []
-    sums = {name: numbers[name] for name in ("items", "inputs", "written", "images", "units")}
-    sums |= {name: _sorted(by[name]) for name in ("filtered", "rejected", "tokens")}
-    return sums | {"hours": {str(m): round(by["seconds"][m] / 3600, 6) for m in SOUNDS}}, shards, parts
 
 
 def _update_report(folder: Path, sums: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +21,12 @@ TEMPORARY_SUFFIX = ".tmp"
 
 
 def commit_bytes(path: Path, data: bytes, *, writer: str = "") -> str:
-    """Write ``data`` under ``path`` atomically and durably.
+    """Write ``data`` under ``path`` atomically and durably; arguments, result and errors of :func:`commit_pieces`."""
+    return commit_pieces(path, [data], writer=writer)
+
+
+def commit_pieces(path: Path, pieces: Iterable[bytes], *, writer: str = "") -> str:
+    """Write bytes under ``path`` atomically and durably, piece by piece; to an object store in one go.
 
     Args:
         writer: part of the temporary name, where two processes may commit the same file at once.
@@ -33,13 +39,17 @@ def commit_bytes(path: Path, data: bytes, *, writer: str = "") -> str:
         OSError: the disk did.
     """
     if is_remote(path):
+        data = b"".join(pieces)
         put_bytes(path, data)
         return hashlib.sha256(data).hexdigest()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + writer + TEMPORARY_SUFFIX)
+    digest = hashlib.sha256()
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
+                digest.update(piece)
             file.flush()
             os.fsync(file.fileno())
         commit_file(temporary, path)
@@ -47,7 +57,7 @@ def commit_bytes(path: Path, data: bytes, *, writer: str = "") -> str:
         # A full disk is not made fuller by what did not fit.
         temporary.unlink(missing_ok=True)
         raise
-    return hashlib.sha256(data).hexdigest()
+    return digest.hexdigest()
 
 
 def commit_file(temporary: Path, path: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Decided before any test imports torch, transformers or ray: no network, no usage figures, one thread per operation,
 # because several processes share two cores and floating-point sums must not depend on how many there are.
@@ -16,6 +17,10 @@ for name, value in {
     "OMP_NUM_THREADS": "1",
 }.items():
     os.environ.setdefault(name, value)
+
+# Two cores are shared with whatever else runs there; how long one example takes says nothing.
+settings.register_profile("shared-cores", deadline=None)
+settings.load_profile("shared-cores")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_CORPORA = REPOSITORY.parent / "shared" / "corpora"

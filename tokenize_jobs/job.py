@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import ray.data
 
 from pipeline.filters.config import filter_facts
 from pipeline.leave_out import LeaveOut
@@ -33,6 +32,7 @@ from shards.manifest import MANIFEST_NAME, write_manifest
 from shards.output_lock import only_writer, remove_temporaries
 from shards.records import FORMAT_VERSION
 from shards.removal import finish_removals
+from shards.summary import summarize
 from tokenize_jobs.calibration import update_calibration
 from tokenize_jobs.dataset_report import refresh_dataset_page, write_dataset_page
 from tokenize_jobs.ledger import (
@@ -45,14 +45,14 @@ from tokenize_jobs.listing import keep_listing
 from tokenize_jobs.log import JobLog, log_path
 from tokenize_jobs.plan import TokenizeConfig, Units, plan_units
 from tokenize_jobs.progress import Progress
+from tokenize_jobs.ray_stages import run_rows
 from tokenize_jobs.rejects import check_budget
-from tokenize_jobs.report import make_manifest, read_report, summarize, write_report
+from tokenize_jobs.report import make_manifest, read_report, write_report
 from tokenize_jobs.session import ray_session
 from tokenize_jobs.stages import EncodeRow, Task, decode_row
 from tokenize_jobs.timing import read_times
 from tokenize_jobs.watchdog import remove_notes
 
-_MAX_BLOCKS = 4096
 # What decides where bytes go and who makes them, and never which bytes they are.
 _MACHINE_KEYS = {"root", "output", "workers", "cluster", "budget"}
 # Said better by the codecs' fingerprints and by the front end's own facts.
@@ -243,39 +243,10 @@ def _count(job: Job, entry: Entry) -> None:
 
 
 def _pipeline(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
-    """Rows of counts in the order units are done. Equal resources let Ray fuse both stages into one process."""
-    tasks = [job.task for job in jobs]
-    cluster = jobs[0].config.cluster
+    """Rows of counts in the order units are done."""
     rows = pa.concat_tables([job.units.to_table(job.todo, task=n, again=job.again) for n, job in enumerate(jobs)])
-    # With few units none may queue behind a busy worker while another is idle; with many, queueing hides the round trip.
-    in_flight = cluster.encode_threads if len(rows) < 8 * workers else None
-    # Ray keeps some kilobytes of each block: with a million units, a block is many of them, done one after another.
-    size = -(-len(rows) // _MAX_BLOCKS)
-    blocks = [rows.slice(start, size) for start in range(0, len(rows), size)]
-    units = ray.data.from_arrow(blocks)
-    # Ray's annotations know functions of a row alone, neither their keyword arguments nor callable classes.
-    decode, encode = cast(Any, decode_row), cast(Any, EncodeRow)
-    decoded = units.map(
-        decode,
-        fn_kwargs={"tasks": tasks},
-        num_cpus=cluster.decode_cpus,
-        resources=cluster.decode_resources or None,
-    )
-    encoders = min(cluster.encoders or workers, len(rows))
-    encoded = decoded.map(
-        encode,
-        fn_constructor_args=(tasks,),
-        compute=ray.data.ActorPoolStrategy(
-            min_size=encoders,
-            max_size=max(encoders, cluster.max_encoders),
-            max_tasks_in_flight_per_actor=in_flight,
-            max_concurrent_calls_per_actor=cluster.encode_threads,
-            enable_true_multi_threading=cluster.encode_threads > 1,
-        ),
-        num_cpus=cluster.encode_cpus,
-        num_gpus=cluster.encode_gpus or None,
-    )
-    yield from encoded.iter_rows()
+    tasks = [job.task for job in jobs]
+    return run_rows(rows, decode_row, EncodeRow, tasks, cluster=jobs[0].config.cluster, workers=workers)
 
 
 def _check_run_budget(job: Job, rejected: Mapping[str, int], inputs: int) -> None:
@@ -287,16 +258,14 @@ def _finish(job: Job, log: JobLog, seconds: float) -> None:
     """Fold the ledger, join the units' parts, write the report, and the manifest last."""
     config = job.config
     fold_ledger(config.output)
-    entries = list(read_entries(config.output))
-    summary = summarize(entries)
-    _check_run_budget(job, summary["rejected"], summary["inputs"])
-    parts = (job.units[entry.number].left_out(config.output) for entry in entries if entry.left_out_sha256)
-    join_parts(parts, config.output)
+    summary = summarize(read_entries(config.output))
+    _check_run_budget(job, summary.sums["rejected"], summary.sums["inputs"])
+    join_parts(summary.parts(config.output), config.output)
     times = read_times(log_path(config.output))
     cluster = config.cluster
     report = write_report(
         config.output,
-        summary,
+        summary.sums,
         seconds=seconds,
         times=times,
         gpus_per_encoder=cluster.encode_gpus,
@@ -306,7 +275,7 @@ def _finish(job: Job, log: JobLog, seconds: float) -> None:
     remove_notes(config.output)
     manifest = make_manifest(
         config.dataset_name,
-        entries,
+        summary,
         fingerprint=job.fingerprint,
         facts=job.facts,
         tokenizers=job.facts["tokenizers"],

@@ -4,65 +4,40 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shards.ledger import Entry
-from shards.manifest import Manifest, ShardEntry
+from shards.manifest import Manifest
 from shards.modality import SOUNDS
 from shards.records import FORMAT_VERSION
+from shards.summary import Summary
 from shards.writer import commit_bytes
 from tokenize_jobs.timing import Times, times_report
 
 REPORT_NAME = "report.json"
 
 
-def summarize(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Sums over all units; ``inputs = written + filtered + rejected`` holds or it is a mistake of ours.
-
-    Returns:
-        The report without its times.
-    """
-    seconds = _sum(entry.seconds for entry in entries)
-    report: dict[str, Any] = {
-        "items": sum(entry.stop - entry.start for entry in entries),
-        "inputs": sum(entry.inputs for entry in entries),
-        "written": sum(entry.written for entry in entries),
-        "filtered": _sum(entry.filtered for entry in entries),
-        "rejected": _sum(entry.rejected for entry in entries),
-        "tokens": _sum(entry.tokens for entry in entries),
-        "images": sum(entry.images for entry in entries),
-        "hours": {str(m): round(seconds.get(m, 0.0) / 3600, 6) for m in SOUNDS},
-        "units": len(entries),
-    }
-    left_out = sum(report["filtered"].values()) + sum(report["rejected"].values())
-    assert report["inputs"] == report["written"] + left_out, f"inputs are not written + filtered + rejected: {report}"
-    return report
-
-
 def make_manifest(
-    name: str, entries: Sequence[Entry], *, fingerprint: str, facts: Mapping[str, Any], tokenizers: Mapping[str, str]
+    name: str, summary: Summary, *, fingerprint: str, facts: Mapping[str, Any], tokenizers: Mapping[str, str]
 ) -> Manifest:
     """The passport of a tokenized corpus: its shards in unit order, and what did not get in."""
-    summary = summarize(entries)
-    shards: list[ShardEntry] = [entry.shard for entry in entries if entry.shard is not None]
     return Manifest(
         kind="samples",
         name=name,
         fingerprint=fingerprint,
-        shards=tuple(shards),
+        shards=summary.shards,
         format_version=FORMAT_VERSION,
         tokenizers=dict(tokenizers),
         config=facts,
-        counts={key: summary[key] for key in ("inputs", "written", "filtered", "rejected")},
-        extra={key: summary[key] for key in ("items", "images", "hours", "units")},
+        counts=summary.counts,
+        extra=summary.extra,
     )
 
 
 def write_report(
     output: Path,
-    summary: Mapping[str, Any],
+    sums: Mapping[str, Any],
     *,
     seconds: float,
     times: Times | None = None,
@@ -72,14 +47,15 @@ def write_report(
     """Commit ``report.json``: the sums, how long it took this run to make what was missing, and what all runs took.
 
     Args:
+        sums: of a summary.
         seconds: of this run.
         times: of all runs, from the log; without it the report has no ``times``.
         gpus_per_encoder: share of a GPU that one encoding worker takes.
         usd_per_hour: of a device, for the price of a billion tokens.
     """
-    num_tokens = sum(summary["tokens"].values())
+    num_tokens = sum(sums["tokens"].values())
     speed = round(num_tokens / seconds, 1) if seconds > 0 else 0.0
-    report = {**summary, "seconds": round(seconds, 3), "tokens_per_s": speed}
+    report = {**sums, "seconds": round(seconds, 3), "tokens_per_s": speed}
     if times is not None and times.runs:
         report["times"] = times_report(
             times, tokens=num_tokens, gpus_per_encoder=gpus_per_encoder or 1.0, usd_per_hour=usd_per_hour

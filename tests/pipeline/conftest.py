@@ -5,17 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from pipeline.templates import Templates, load_templates
 from pipeline.text import TextTokenizer, load_text_tokenizer, train_text_tokenizer
 from pipeline.text_training import instruction_texts
 from pipeline.vocabularies import load_vocabulary
 from shards.vocabulary import Vocabulary
-
-# Two cores are shared with whatever else runs there; how long one example takes says nothing.
-settings.register_profile("shared-cores", deadline=None)
-settings.load_profile("shared-cores")
 
 
 @pytest.fixture(scope="session")

@@ -60,9 +60,10 @@ def _tokenize_units(output: Path, units: Sequence[Sequence[object]]) -> Path:
     from pipeline.samples import Source
     from shards.ledger import read_entries
     from shards.left_out import join_parts
+    from shards.summary import summarize
     from tokenize_jobs.ledger import commit_facts
     from tokenize_jobs.plan import TokenizeConfig, cut_units
-    from tokenize_jobs.report import make_manifest, summarize, write_report
+    from tokenize_jobs.report import make_manifest, write_report
     from tokenize_jobs.stages import Task, commit_unit
 
     root = output.parent / f"{output.name}-raw"
@@ -76,11 +77,11 @@ def _tokenize_units(output: Path, units: Sequence[Sequence[object]]) -> Path:
     commit_facts(output, {"config": output.name})
     for unit, encoded in zip(plan, units, strict=True):
         commit_unit(Task(config, "f" * 16, plan.sources_only()), unit, encoded)
-    entries = list(read_entries(output))
-    join_parts([plan[entry.number].left_out(output) for entry in entries if entry.left_out_sha256], output)
-    write_report(output, summarize(entries), seconds=1.0)
+    summary = summarize(read_entries(output))
+    join_parts(summary.parts(output), output)
+    write_report(output, summary.sums, seconds=1.0)
     facts = {"config": output.name}
-    manifest = make_manifest(output.name, entries, fingerprint="f" * 16, facts=facts, tokenizers={"image": "a" * 16})
+    manifest = make_manifest(output.name, summary, fingerprint="f" * 16, facts=facts, tokenizers={"image": "a" * 16})
     write_manifest(output, manifest)
     return output
 

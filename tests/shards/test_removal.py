@@ -32,10 +32,11 @@ from shards.removal import (
     stale_datasets,
 )
 from shards.sample_reader import read_samples
+from shards.summary import summarize
 from shards.verify import verify_dataset
 from shards.vocabulary import Modality
 from shards.writer import commit_table
-from tokenize_jobs.report import make_manifest, summarize
+from tokenize_jobs.report import make_manifest
 
 MakeDataset = Callable[[Path, Sequence[Sequence[object]]], Path]
 
@@ -105,9 +106,9 @@ def check_whole(folder: Path) -> None:
     assert verify_dataset(folder).faults == ()
     entries, manifest = list(read_entries(folder)), read_manifest(folder)
     facts = {"fingerprint": "f" * 16, "facts": {"config": "mixed"}, "tokenizers": {"image": "a" * 16}}
-    assert manifest == make_manifest("mixed", entries, **facts)
+    assert manifest == make_manifest("mixed", summarize(entries), **facts)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert {**report, **summarize(entries)} == report
+    assert {**report, **summarize(entries).sums} == report
     for entry in entries:
         assert entry.inputs == entry.written + sum(entry.filtered.values()) + sum(entry.rejected.values())
     lists = [pq.read_table(folder / name).to_pylist() for name in ("rejects.parquet", "filtered.parquet")]

@@ -22,6 +22,7 @@ from shards.ledger import Entry, unit_name
 from shards.manifest import Manifest, ShardEntry, write_manifest
 from shards.modality import Modality
 from shards.records import Provenance, Segment, TokenizedSample, samples_to_table
+from shards.summary import summarize
 from shards.writer import commit_table
 from tokenize_jobs.data_card import data_card, filters_in_force, licence_id
 from tokenize_jobs.dataset_charts import duration, outcome_bar, progress_chart, short
@@ -34,7 +35,7 @@ from tokenize_jobs.dataset_report import (
     write_dataset_page,
 )
 from tokenize_jobs.dataset_statistics import choose_shards, make_distribution, read_statistics
-from tokenize_jobs.report import REPORT_NAME, make_manifest, summarize, write_report
+from tokenize_jobs.report import REPORT_NAME, make_manifest, write_report
 from tokenize_jobs.timing import DeviceTimes, Times
 
 PICTURES, SOUNDS = 5, 3
@@ -96,8 +97,8 @@ def write_dataset(folder: Path, units: int) -> tuple[Manifest, dict[str, Any]]:
             )
         )
     codecs = {"image": "1" * 16, "speech": "2" * 16}
-    manifest = make_manifest("pairs", entries, fingerprint="f" * 16, facts=CONFIG, tokenizers=codecs)
-    return manifest, write_report(folder, summarize(entries), seconds=3.0, times=TIMES, usd_per_hour=2.0)
+    manifest = make_manifest("pairs", summarize(entries), fingerprint="f" * 16, facts=CONFIG, tokenizers=codecs)
+    return manifest, write_report(folder, summarize(entries).sums, seconds=3.0, times=TIMES, usd_per_hour=2.0)
 
 
 @pytest.fixture(scope="module")

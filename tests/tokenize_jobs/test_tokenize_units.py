@@ -18,11 +18,12 @@ from shards.left_out import REJECT_SCHEMA, join_parts
 from shards.manifest import ShardEntry
 from shards.output_lock import only_writer, remove_temporaries
 from shards.records import Provenance
+from shards.summary import summarize
 from shards.writer import commit_bytes, commit_table
 from tokenize_jobs.ledger import check_facts, commit_facts, planned_entries
 from tokenize_jobs.plan import Unit, Units, cut_units
 from tokenize_jobs.rejects import check_budget, left_out_table
-from tokenize_jobs.report import format_reports, make_manifest, read_report, summarize, write_report
+from tokenize_jobs.report import format_reports, make_manifest, read_report, write_report
 
 PROVENANCE = Provenance("00000.tar", "000000001", 512)
 
@@ -187,12 +188,13 @@ def test_a_handful_of_inputs_exceeds_no_budget() -> None:
 def test_the_report_adds_up_over_units(tmp_path: Path) -> None:
     entries = [finished_unit(tmp_path / "out", tmp_path / "root", number)[1] for number in range(3)]
     summary = summarize(entries)
-    assert (summary["inputs"], summary["written"], summary["rejected"]) == (15, 12, {"image_truncated": 3})
-    assert summary["tokens"] == {"image": 384}
-    report = write_report(tmp_path, summary, seconds=2.0)
+    sums = summary.sums
+    assert (sums["inputs"], sums["written"], sums["rejected"]) == (15, 12, {"image_truncated": 3})
+    assert sums["tokens"] == {"image": 384}
+    report = write_report(tmp_path, sums, seconds=2.0)
     assert (report["tokens_per_s"], read_report(tmp_path)) == (192.0, report)
     assert "image 384" in format_reports({"laion2b": report})
-    manifest = make_manifest("laion2b", entries, fingerprint="f" * 16, facts={}, tokenizers={"image": "aa"})
+    manifest = make_manifest("laion2b", summary, fingerprint="f" * 16, facts={}, tokenizers={"image": "aa"})
     assert (manifest.kind, manifest.num_rows, manifest.tokens) == ("samples", 12, {"image": 384})
 
 
