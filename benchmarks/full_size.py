@@ -16,6 +16,17 @@ import numpy.typing as npt
 import torch
 from transformers import EncodecConfig, EncodecModel
 
+from pipeline.tokenizers.seed2_keys import (
+    QuantizerSizes,
+    Unshaped,
+    VisionSizes,
+    decoder_keys,
+    encoder_keys,
+    published_state,
+    vision_keys,
+)
+from pipeline.tokenizers.seed2_network import random_seed2
+
 SPEECHTOKENIZER: dict[str, Any] = {
     "n_filters": 64, "strides": [8, 5, 4, 2], "dimension": 1024, "semantic_dimension": 768, "bidirectional": True,
     "dilation_base": 2, "residual_kernel_size": 3, "n_residual_layers": 1, "lstm_layers": 2, "activation": "ELU",
@@ -77,6 +88,23 @@ def write_encodec(folder: Path, *, seed: int = 0, small: bool = False) -> Encode
             _fill_codebook(name, buffer)
     model.save_pretrained(folder)
     return model
+
+
+def write_seed2(folder: Path, *, small: bool = False) -> None:
+    """``seed_quantizer.pt``, ``eva_vit_g.pth`` and, for the small one, the ``config.json`` that it needs."""
+    vision = VisionSizes(width=64, depth=2, mlp=128) if small else VisionSizes()
+    sizes = QuantizerSizes(width=64, depth=2, mlp=128, vision_width=64) if small else QuantizerSizes()
+    unshaped = Unshaped(vision_heads=4, qformer_heads=4, image_heads=4) if small else Unshaped()
+    encoder, decoder = random_seed2(vision, sizes, unshaped)
+    folder.mkdir(parents=True, exist_ok=True)
+    quantizer = published_state(encoder, encoder_keys(sizes)) | published_state(decoder, decoder_keys(sizes))
+    torch.save(quantizer, folder / "seed_quantizer.pt")
+    # The file has one block more than is used.
+    vit = published_state(encoder, vision_keys(vision.depth), prefix="vision.")
+    torch.save({key: value.half() for key, value in vit.items()}, folder / "eva_vit_g.pth")
+    heads = {"vision": unshaped.vision_heads, "qformer": unshaped.qformer_heads, "image_blocks": unshaped.image_heads}
+    config = {part: {"heads": number} for part, number in heads.items()}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def _fill_codebook(name: str, buffer: torch.Tensor) -> None:

@@ -47,7 +47,8 @@ class ClusterConfig(Config):
     usd_per_hour: float | None = Field(default=None, ge=0)
     """Of one GPU, or of one encoder where there is none; the report then says what a billion tokens cost."""
     sample_timeout_s: float = Field(default=300.0, gt=0)
-    """A sample that takes longer to decode is rejected (``decode_timeout``), and its worker replaced."""
+    """A sample that takes longer to decode is rejected (``decode_timeout``), and its worker replaced; one that ends its
+    worker again and again is rejected, too (``decode_crash``)."""
 
 
 class TokenizeConfig(CorpusConfig):

@@ -43,7 +43,7 @@ from tokenize_jobs.live_metrics import record_unit
 from tokenize_jobs.plan import TokenizeConfig, Unit, Units
 from tokenize_jobs.rejects import check_budget, count_reasons, left_out_table
 from tokenize_jobs.retry import ids_to_retry, merge
-from tokenize_jobs.watchdog import Watchdog
+from tokenize_jobs.watchdog import Watchdog, remove_note
 
 Row = dict[str, Any]
 Raw = RawSample | Filtered | Reject
@@ -226,6 +226,7 @@ def commit_unit(task: Task, unit: Unit, encoded: Sequence[Encoded]) -> Entry:
         left_out_sha256=left_out_sha256,
     )
     commit_entry(output, entry, writer=writer)
+    remove_note(output, unit.number)
     # After the entry, which is what counts: what a retry has emptied.
     if shard is None:
         unit.shard(output).unlink(missing_ok=True)

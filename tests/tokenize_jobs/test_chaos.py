@@ -1,9 +1,9 @@
-"""SIGKILL at random moments: the driver, a decoding worker, an encoding actor, the raylet of the second of two nodes.
+"""Two nodes write what one writes, also when processes are killed at random moments.
 
-Afterwards every byte is that of an undisturbed run, no unit is there twice or missing, and no temporary file is left. It
-takes some twenty seconds a kill, most of them for starting processes again, so the suite leaves it out: ``make chaos``
-kills 32 times, ``CHAOS_KILLS=4`` as often as one likes. The moments come from a seed, but what is
-hit at a moment is the machine's business.
+SIGKILL to the driver, a decoding worker, an encoding actor, the raylet of the second node. Afterwards every byte is that of
+an undisturbed run, no unit is there twice or missing, and no temporary file is left. It takes some twenty seconds a kill,
+most of them for starting processes again, so the suite leaves it out: ``make chaos`` kills 32 times, ``CHAOS_KILLS=4`` as
+often as one likes. The moments come from a seed, but what is hit at a moment is the machine's business.
 """
 
 from __future__ import annotations
@@ -108,6 +108,27 @@ def kill_one(kind: str, nodes: Nodes, driver: subprocess.Popen[bytes], chosen: r
     return True
 
 
+def undisturbed(config: Path, output: Path) -> Path:
+    """The dataset as one node writes it, alone."""
+    command = [*COMMAND, str(config), "--set", f"output={output}", "--set", "workers=2"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    assert subprocess.run(command, check=False, env=environment).returncode == 0
+    return output
+
+
+def test_two_nodes_write_the_files_of_one(nodes: Nodes, tmp_path: Path) -> None:
+    root = write_corpus(tmp_path / "root")
+    config = write_config(tmp_path, root, write_codec(tmp_path / "codec.safetensors"), unit_items=2)
+    output = tmp_path / "out" / "laion2b"
+    # No two encoding actors fit on one of the two nodes.
+    keys = [f"cluster.address={nodes.address}", "cluster.decode_cpus=0.3", "cluster.encode_cpus=0.7", "workers=2"]
+    command = [*COMMAND, str(config), *(word for key in keys for word in ("--set", key))]
+    assert subprocess.run(command, check=False).returncode == 0
+    events = [json.loads(line) for line in log_path(output).read_text(encoding="utf-8").splitlines()]
+    assert len({event["worker"] for event in events if event["event"] == "unit_done"}) == 2
+    assert tree(output, but=TIMED_NAMES) == tree(undisturbed(config, tmp_path / "alone"), but=TIMED_NAMES)
+
+
 @pytest.mark.skipif(not KILLS, reason="takes minutes: make chaos, or CHAOS_KILLS=4")
 def test_killed_at_random_moments_the_dataset_is_that_of_an_undisturbed_run(nodes: Nodes, tmp_path: Path) -> None:
     root = write_corpus(tmp_path / "root", shards=SHARDS, pictures=PICTURES)
@@ -140,12 +161,8 @@ def test_killed_at_random_moments_the_dataset_is_that_of_an_undisturbed_run(node
             driver = subprocess.Popen(command, stdout=log, stderr=log)
             driver.wait(timeout=DEADLINE_S)
     assert driver.returncode == 0, (tmp_path / "driver.log").read_text()[-4000:]
-    undisturbed = tmp_path / "undisturbed"
-    alone = [*COMMAND, str(config), "--set", f"output={undisturbed}", "--set", "workers=2"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    assert subprocess.run(alone, check=False, env=environment).returncode == 0
     assert sum(killed.values()) == KILLS
-    assert tree(output, but=TIMED_NAMES) == tree(undisturbed, but=TIMED_NAMES)
+    assert tree(output, but=TIMED_NAMES) == tree(undisturbed(config, tmp_path / "alone"), but=TIMED_NAMES)
     assert verify_dataset(output).faults == ()
     numbers = [entry.number for entry in read_entries(output)]
     assert numbers == list(range(len(numbers)))

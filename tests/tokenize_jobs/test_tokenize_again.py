@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 import shards.writer as writer
@@ -34,7 +31,6 @@ from tokenize_jobs.job import Choice, Job, prepare_job
 from tokenize_jobs.plan import TokenizeConfig
 from tokenize_jobs.session import ray_session
 from tokenize_jobs.stages import EncodeRow, decode_row
-from tokenize_jobs.watchdog import EXIT_CODE
 
 
 @pytest.fixture(scope="module")
@@ -132,46 +128,6 @@ def test_a_unit_that_was_committed_by_a_worker_that_was_lost_is_not_done_twice(c
     rows = do(job)  # Ray gives rows of a lost worker to another one
     assert [row["error"] for row in rows] == [b""] * len(job.units)
     assert {file: file.stat().st_mtime_ns for file in times} == times
-
-
-def test_a_sample_that_hangs_ends_its_worker_and_is_rejected_by_the_next(config: TokenizeConfig, tmp_path: Path):
-    """A real process, for the watchdog ends the one it is in."""
-    script = (
-        "import sys, time\n"
-        "import tokenize_jobs.stages as stages\n"
-        "from configs.load import load_config\n"
-        "from tokenize_jobs.job import prepare_job\n"
-        "from tokenize_jobs.plan import TokenizeConfig\n"
-        "decoder = stages.make_decoder\n"
-        "def hanging(*arguments):\n"
-        "    inner = decoder(*arguments)\n"
-        "    def decode(media):\n"
-        "        decode.calls += 1\n"
-        "        if decode.calls == 3 and '--hang' in sys.argv: time.sleep(600)\n"
-        "        return inner(media)\n"
-        "    decode.calls = 0\n"
-        "    return decode\n"
-        "stages.make_decoder = hanging\n"
-        "job = prepare_job(load_config(sys.argv[1], TokenizeConfig, ['cluster.sample_timeout_s=1']))\n"
-        "rows = job.units.to_table(job.todo[:1], task=0).to_pylist()\n"
-        "encode = stages.EncodeRow([job.task])\n"
-        "print([encode(stages.decode_row(row, [job.task]))['error'] for row in rows])\n"
-    )
-    path = tmp_path / f"{config.corpus}.toml"
-    command = [
-        sys.executable,
-        "-c",
-        script.replace("sys.argv[1]", "__import__('pathlib').Path(sys.argv[1])"),
-        str(path),
-    ]
-    first = subprocess.run([*command, "--hang"], check=False, timeout=120)
-    assert first.returncode == EXIT_CODE
-    assert not list((config.output / "shards").glob("*"))
-    (note,) = (config.output / "ledger").glob("hangs-*.json")
-    (hung,) = json.loads(note.read_text(encoding="utf-8"))
-    assert subprocess.run(command, check=True, timeout=120, capture_output=True).stdout == b"[b'']\n"
-    left_out = pq.read_table(config.output / "rejects" / "unit-000000.parquet").to_pylist()
-    assert [(row["sample_id"], row["reason"]) for row in left_out if row["rejected"]] == [(hung, "decode_timeout")]
 
 
 @pytest.mark.parametrize("number", range(1, 4))

@@ -165,16 +165,22 @@ def test_the_same_command_again_changes_no_byte_and_starts_no_ray(dataset: Path)
     assert tree(dataset) == before
 
 
-def test_two_workers_and_separate_stages_write_the_same_files(dataset: Path) -> None:
-    output = dataset / "two-workers"
-    keys = ["workers=2", f"output={output}", "cluster.decode_cpus=0.5", "cluster.encode_cpus=0.25"]
+@pytest.mark.parametrize(
+    ("workers", "decode_cpus", "encode_cpus"), [(2, 0.5, 0.25), (4, 0.4, 0.4)], ids=["2-apart", "4-in-one"]
+)
+def test_any_number_of_workers_and_separate_stages_write_the_same_files(
+    dataset: Path, workers: int, decode_cpus: float, encode_cpus: float
+) -> None:
+    output = dataset / f"{workers}-workers"
+    keys = [f"cluster.decode_cpus={decode_cpus}", f"cluster.encode_cpus={encode_cpus}"]
+    keys += [f"workers={workers}", f"output={output}"]
     arguments = [word for key in keys for word in ("--set", key)]
     assert tokenize([str(dataset / f"{CORPUS}.toml"), *arguments]) == 0
     assert tree(output, but=TIMED_NAMES) == tree(dataset / "out" / CORPUS, but=TIMED_NAMES)
 
 
 def test_units_that_are_missing_are_done_and_no_others(dataset: Path, tmp_path: Path, codec: Path) -> None:
-    config, output = dataset / f"{CORPUS}.toml", dataset / "two-workers"
+    config, output = dataset / f"{CORPUS}.toml", dataset / "2-workers"
     if not output.exists():
         assert tokenize([str(config), "--set", f"output={output}"]) == 0
     (output / "ledger" / "unit-000002.json").unlink()
