@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.manifest import Manifest, write_manifest
+from shards.mixed_rows import MixedRows
 from shards.mixture import Mixture
 from shards.packed import FORMAT_VERSION, PackedRow, write_packed_shard
 from shards.reader import PackedDataset, open_packed
@@ -28,7 +29,7 @@ SIZES = {"a": 10_000, "b": 6_000, "c": 3_000, "d": 1_000}
 SHARES = {"a": 0.5, "b": 0.25, "c": 0.15, "d": 0.1}
 BATCH_ROWS = 8
 STEPS = 1500
-STEPS_PLANNED = 64
+STEPS_PLANNED = 512
 ROUNDS = 5
 
 
@@ -105,16 +106,12 @@ def _bare(maps: list[np.ndarray], plan: list[list[tuple[int, int]]], buffer: np.
 
 
 def _read(datasets: Mapping[str, PackedDataset], mixture: Mixture, buffer: np.ndarray, *, steps: int) -> None:
-    ordered = [datasets[name] for name in mixture.names]
+    mixed = MixedRows(mixture, [datasets[name] for name in mixture.names])
     for first in range(0, steps, STEPS_PLANNED):
         planned = range(first, min(first + STEPS_PLANNED, steps))
-        indices, rows = mixture.locate_many(np.concatenate([mixture.batch(step, BATCH_ROWS) for step in planned]))
+        rows = mixed.plan(mixture.batches(planned, BATCH_ROWS))
         for start in range(0, len(rows), BATCH_ROWS):
-            of_batch, rows_of_batch = indices[start : start + BATCH_ROWS], rows[start : start + BATCH_ROWS]
-            for index, dataset in enumerate(ordered):
-                here = np.flatnonzero(of_batch == index)
-                if here.size:
-                    dataset.gather(rows_of_batch[here], buffer, places=here)
+            mixed.gather(rows, buffer, start=start)
 
 
 def _stream(datasets: Mapping[str, PackedDataset], mixture: Mixture) -> None:

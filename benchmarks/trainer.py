@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from shards.manifest import Manifest, write_manifest
+from shards.mixed_rows import MixedRows
 from shards.packed import FORMAT_VERSION, PackedRow, write_packed_shard
 from shards.vocabulary import Vocabulary, lay_out
 from train.backbone import build_backbone
@@ -90,8 +91,8 @@ def _bare_loop(plan: Plan) -> Callable[[], None]:
 
 def _batch(plan: Plan, number: int) -> tuple[MicroBatch, int]:
     host = allocate(BATCH_ROWS, LENGTH, plan.vocabulary.dtype, "document")
-    indices, rows = plan.mixture.locate_many(plan.mixture.batch(number, BATCH_ROWS))
-    fill(host, plan.datasets, indices=indices, rows=rows)
+    mixed = MixedRows(plan.mixture, plan.datasets)
+    fill(host, mixed, mixed.plan(plan.mixture.batch(number, BATCH_ROWS)))
     return next(micro_batches(host, BATCH_ROWS, torch.device("cpu"))), host.num_targets
 
 

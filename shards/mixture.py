@@ -6,22 +6,23 @@ within a few rows of them. The n-th row a dataset gives is row ``permute(n mod s
 permutation is a keyed bijection of the row numbers (a Feistel network with cycle walking), so a dataset of a billion
 rows costs no memory and every epoch has an order of its own.
 
-Nothing here knows steps, ranks or workers, which is why a checkpoint stores one integer. The one thing ranks need is
-:meth:`Mixture.batch`: the positions of a global batch in a permuted order, because the schedule is periodic and ranks
-that take every k-th position of it would each see one dataset only.
+Global batch k is positions ``[k * size, (k + 1) * size)`` whatever reads it, which is why a checkpoint stores one integer.
+Which rank reads which of them is said by :meth:`Mixture.batches` (:mod:`shards.dealing`): each has the shares exactly, too.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
 
+from shards.dealing import LONGEST_CYCLE, Deal, deal, seats
 from shards.errors import ConfigError
 from shards.manifest import fingerprint
 
@@ -30,11 +31,14 @@ _UInt64s = npt.NDArray[np.uint64]
 
 LONGEST_PERIOD = 1_000_000
 _FINEST_SHARE = 10_000
+ORDER_VERSION = 2
+"""Of the order in which rows are read; part of the fingerprint. 1: six rounds of splitmix64, ranks took random stretches."""
 # Odd constants of splitmix64 (Steele, Lea, Flood 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_ROUND_CONSTANTS = np.arange(1, 7, dtype=np.uint64) * _GOLDEN
+_ROUND_CONSTANTS = np.arange(1, 5, dtype=np.uint64) * _GOLDEN
+_HALF = np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class Mixture:
     _dataset_of_slot: Int64s = field(init=False, repr=False)  # (period,)
     _rank_of_slot: Int64s = field(init=False, repr=False)  # (period,) how many rows of that dataset came before
     _keys: _UInt64s = field(init=False, repr=False)  # (datasets,)
+    _sizes: Int64s = field(init=False, repr=False)  # (datasets,)
+    _sides: _UInt64s = field(init=False, repr=False)  # (2, datasets) of the rectangles that rows are permuted in
 
     def __post_init__(self) -> None:
         parts = _exact_shares(self.shares)
@@ -77,6 +83,8 @@ class Mixture:
             "_dataset_of_slot": dataset_of_slot,
             "_rank_of_slot": rank_of_slot,
             "_keys": np.array([_key(self.seed, name) for name in parts], np.uint64),
+            "_sizes": np.array([self.sizes[name] for name in parts], np.int64),
+            "_sides": np.array([_sides(self.sizes[name]) for name in parts], np.uint64).T.copy(),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -84,7 +92,8 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over everything that decides which row is read when."""
-        return fingerprint({"shares": dict(self.shares), "sizes": dict(self.sizes), "seed": self.seed})
+        facts = {"shares": dict(self.shares), "sizes": dict(self.sizes), "seed": self.seed}
+        return fingerprint(facts | {"order": ORDER_VERSION})
 
     def locate(self, position: int) -> tuple[str, int]:
         """Name of the dataset and the row to read at ``position``."""
@@ -109,22 +118,50 @@ class Mixture:
         periods, slots = np.divmod(wanted, self.period)
         datasets = self._dataset_of_slot[slots]
         nth = periods * self._counts[datasets] + self._rank_of_slot[slots]
-        rows = np.empty_like(nth)
-        for index, name in enumerate(self.names):
-            chosen = datasets == index
-            epochs, offsets = np.divmod(nth[chosen], self.sizes[name])
-            rows[chosen] = permute(offsets, self.sizes[name], keys=_mix(self._keys[index] + _as_keys(epochs)))
-        return datasets, rows
+        sizes = self._sizes[datasets]
+        epochs = nth // sizes
+        keys = _mix(self._keys[datasets] + _as_keys(epochs))
+        return datasets, _permute(nth - epochs * sizes, sizes, *self._sides[:, datasets], keys=keys)
 
-    def batch(self, step: int, size: int) -> Int64s:
-        """Positions ``[step * size, (step + 1) * size)`` of a global batch, in an order that depends on the step.
+    def batch(self, step: int, size: int, *, rank: int = 0, world_size: int = 1) -> Int64s:
+        """Positions that a rank reads at one step; see :meth:`batches`."""
+        return self.batches([step], size, rank=rank, world_size=world_size)[0]
 
-        Ranks take equal stretches of what is returned. Without the permutation a stretch, or every k-th position, of
-        the evenly spread schedule could hold one dataset only.
+    def batches(self, steps: npt.ArrayLike, size: int, *, rank: int = 0, world_size: int = 1) -> Int64s:
+        """Positions that a rank reads at each step, of the global batch ``[step * size, (step + 1) * size)``.
+
+        Together the ranks read it, each row once. Each rank is within a few rows of the shares at any time, and has them
+        exactly after every ``lcm(size, period)`` rows that all read, where that is a whole number of rows for each of them
+        and each dataset; else after ``world_size`` times as many.
+
+        Args:
+            steps: (n,) from 0 on.
+            size: rows of a global batch.
+
+        Returns:
+            (n, size / world_size), in ascending order.
         """
-        key = _mix(np.array([_key(self.seed, "batch order")], np.uint64) + _as_keys(np.array([step])))
-        order = permute(np.arange(size, dtype=np.int64), size, keys=np.broadcast_to(key, size))
-        return step * size + order
+        wanted = np.asarray(steps, np.int64)
+        if size % world_size:
+            raise ValueError(f"expected a batch that divides over the ranks, found {size} over {world_size}")
+        # Steps after which the batches look the same again.
+        cycle = self.period // math.gcd(size, self.period)
+        if cycle * size <= LONGEST_CYCLE:
+            places = self._places(wanted, cycle, 0, size, rank, world_size)
+        else:
+            cycle = max(1, LONGEST_CYCLE // size)
+            places = np.empty((len(wanted), size // world_size), np.int64)
+            for number in np.unique(wanted // cycle).tolist():
+                chosen = wanted // cycle == number
+                slot = number * cycle * size % self.period
+                places[chosen] = self._places(wanted[chosen], cycle, slot, size, rank, world_size)
+        return wanted[:, None] * size + places
+
+    def _places(self, steps: Int64s, cycle: int, slot: int, size: int, rank: int, world_size: int) -> Int64s:
+        """Which rows of its batches a rank reads; the cycles of these steps all begin at one slot of the schedule."""
+        dealt = _dealt(tuple(self._counts.tolist()), slot, cycle, size, world_size)
+        taken = rank if dealt.is_exact else seats(rank, steps // cycle, world_size)
+        return dealt.columns[steps % cycle, taken]
 
     def rows_drawn(self, stop: int) -> dict[str, int]:
         """Rows each dataset gives to positions ``[0, stop)``."""
@@ -141,35 +178,68 @@ class Mixture:
 def permute(offsets: Int64s, size: int, *, keys: _UInt64s) -> Int64s:
     """Send each offset to its place in a keyed permutation of ``range(size)``.
 
-    A Feistel network on pairs (left, right) of ``range(a) * range(b)`` with ``a * b`` just above ``size``; what falls
-    outside ``range(size)`` goes through it again, which keeps it a bijection (cycle walking, Black & Rogaway 2002).
+    A Feistel network of four rounds on pairs (left, right) of ``range(a) * range(b)`` with ``a * b`` just above ``size``;
+    what falls outside ``range(size)`` goes through it again, which keeps it a bijection (cycle walking, Black & Rogaway
+    2002).
 
     Args:
-        offsets: (n,) in ``[0, size)``.
+        offsets: (n,) in ``[0, size)``; ``size`` is at most 2**62.
         keys: (n,) the key of each offset; offsets with equal keys belong to one permutation.
 
     Returns:
         (n,) in ``[0, size)``.
     """
-    a = math.isqrt(size - 1) + 1
-    b = -(-size // a)
-    found = offsets.astype(np.uint64)
-    walking = np.arange(len(offsets))
+    one, other = (np.broadcast_to(np.uint64(side), offsets.shape) for side in _sides(size))
+    return _permute(offsets, np.broadcast_to(np.int64(size), offsets.shape), one, other, keys=keys)
+
+
+def _sides(size: int) -> tuple[int, int]:
+    """Sides of the smallest near-square rectangle that holds so many rows."""
+    one = math.isqrt(size - 1) + 1
+    return one, -(-size // one)
+
+
+def _permute(offsets: Int64s, sizes: Int64s, one: _UInt64s, other: _UInt64s, *, keys: _UInt64s) -> Int64s:
+    """:func:`permute`, each offset in a range of its own, whose rectangle has these sides."""
+    found = _feistel(offsets.astype(np.uint64), one, other, keys)
+    limits = sizes.astype(np.uint64)
+    walking = np.flatnonzero(found >= limits)
     while walking.size:
-        found[walking] = _feistel(found[walking], np.uint64(a), np.uint64(b), keys[walking])
-        walking = walking[found[walking] >= size]
+        found[walking] = _feistel(found[walking], one[walking], other[walking], keys[walking])
+        walking = walking[found[walking] >= limits[walking]]
     return found.astype(np.int64)
 
 
-def _feistel(values: _UInt64s, a: np.uint64, b: np.uint64, keys: _UInt64s) -> _UInt64s:
-    left, right = np.divmod(values, b)
-    for number, round_constant in enumerate(_ROUND_CONSTANTS):
-        round_keys = keys + round_constant
-        if number % 2 == 0:
-            left = (left + _mix(right + round_keys) % a) % a
-        else:
-            right = (right + _mix(left + round_keys) % b) % b
-    return left * b + right
+def _feistel(values: _UInt64s, one: _UInt64s, other: _UInt64s, keys: _UInt64s) -> _UInt64s:
+    left = values // other
+    right = values - left * other
+    for number, constant in enumerate(_ROUND_CONSTANTS):
+        moved, still, modulus = (left, right, one) if number % 2 == 0 else (right, left, other)
+        moved += _below(still, keys + constant, modulus)
+        # Both terms are below the modulus: a subtraction is the remainder.
+        moved -= modulus * (moved >= modulus)
+    left *= other
+    left += right
+    return left
+
+
+def _below(values: _UInt64s, keys: _UInt64s, modulus: _UInt64s) -> _UInt64s:
+    """Pseudo-random numbers below ``modulus`` (at most 2**31), by the high half of a product instead of a division."""
+    mixed = values * _MIX_1
+    mixed += keys
+    mixed ^= mixed >> _HALF
+    mixed *= _MIX_2
+    mixed >>= _HALF
+    mixed *= modulus
+    mixed >>= _HALF
+    return mixed
+
+
+@functools.lru_cache(maxsize=16)
+def _dealt(counts: tuple[int, ...], slot: int, steps: int, size: int, world_size: int) -> Deal:
+    datasets, _ = _spread(counts)
+    slots = (slot + np.arange(steps * size)) % len(datasets)
+    return deal(datasets[slots].reshape(steps, size), world_size)
 
 
 def _mix(values: _UInt64s) -> _UInt64s:
@@ -202,7 +272,7 @@ def _exact_shares(shares: Mapping[str, float]) -> dict[str, Fraction]:
     return {name: part for name, part in parts.items() if part}
 
 
-def _spread(counts: list[int]) -> tuple[Int64s, Int64s]:
+def _spread(counts: Sequence[int]) -> tuple[Int64s, Int64s]:
     """Spread ``counts[i]`` rows of each dataset over a period, each as evenly as the others allow.
 
     Row k of n wants the place (k + 1/2) / n; the rows in the order of their places are the schedule.

@@ -46,6 +46,14 @@ class OpenShard:
     span_offsets: Int32s
     spans: Int32s
 
+    def document_starts(self, row: int) -> Int32s:
+        """(documents,) where each document of a row begins; the first is 0."""
+        return self.starts[self.start_offsets[row] : self.start_offsets[row + 1]]
+
+    def loss_spans(self, row: int) -> Int32s:
+        """(spans, 2) half-open ranges of a row that are trained on."""
+        return self.spans[self.span_offsets[row] : self.span_offsets[row + 1]]
+
 
 class PackedDataset:
     """The rows of a packed dataset, numbered over its shards in the manifest's order; made by :func:`open_packed`."""
@@ -140,12 +148,12 @@ class PackedDataset:
     def document_starts(self, row: int) -> Int32s:
         """(documents,) where each document of the row begins; the first is 0."""
         shard, local = self._locate_one(row)
-        return shard.starts[shard.start_offsets[local] : shard.start_offsets[local + 1]]
+        return shard.document_starts(local)
 
     def loss_spans(self, row: int) -> Int32s:
         """(spans, 2) half-open ranges of the row that are trained on."""
         shard, local = self._locate_one(row)
-        return shard.spans[shard.span_offsets[local] : shard.span_offsets[local + 1]]
+        return shard.loss_spans(local)
 
     def _locate_one(self, row: int) -> tuple[OpenShard, int]:
         shards, local = self.locate([row])

@@ -9,7 +9,7 @@ Ids stay as narrow as they are stored until they are on the device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from shards.reader import PackedDataset
+from shards.mixed_rows import MixedRows, Rows
 from shards.vocabulary import TokenIds
 from train.attention import DocumentLayout, lay_out_documents
 from train.masking import Masking
@@ -76,51 +76,46 @@ def allocate(rows: int, length: int, dtype: np.dtype[Any], attention: Attention,
 
 
 def fill(
-    batch: HostBatch,
-    datasets: Sequence[PackedDataset],
-    *,
-    indices: npt.NDArray[np.int64],
-    rows: npt.NDArray[np.int64],
-    positions: npt.NDArray[np.int64] | None = None,
-    masking: Masking | None = None,
+    batch: HostBatch, mixed: MixedRows, rows: Rows, *, start: int = 0, masking: Masking | None = None
 ) -> HostBatch:
-    """Gather rows into a batch's buffers, in the order given.
+    """Gather rows into a batch's buffers, in the order given, until they are full.
 
     Args:
-        indices, rows: (rows,) which dataset, and which row of it, as :meth:`Mixture.locate_many` says.
-        positions: (rows,) of the mixture; what a masking draws from.
+        start: the first of the rows.
+        masking: hides ids by the rows' positions, and says which are targets.
     """
     length = batch.token_ids.shape[1]
-    batch.datasets[:] = indices
-    for place, (index, row) in enumerate(zip(indices.tolist(), rows.tolist(), strict=True)):
-        dataset = datasets[index]
-        dataset.gather([row], out=batch.token_ids[place : place + 1])
-        if masking is not None and positions is not None and batch.is_hidden is not None:
-            marked = masking.mark(batch.token_ids[place], int(positions[place]))
-            batch.is_target[place], batch.is_hidden[place] = marked
-            continue
-        starts = dataset.document_starts(row)
-        batch.is_target[place] = target_mask(dataset.loss_spans(row), starts, length)
+    part = slice(start, start + len(batch.token_ids))
+    batch.datasets[:] = rows.datasets[part]
+    mixed.gather(rows, batch.token_ids, start=start)
+    if masking is not None and batch.is_hidden is not None:
+        for place, position in enumerate(rows.positions[part].tolist()):
+            batch.is_target[place], batch.is_hidden[place] = masking.mark(batch.token_ids[place], position)
+        return batch
+    for place, (number, row) in enumerate(zip(rows.shards[part], rows.rows[part], strict=True)):
+        shard = mixed.shard(number)
+        starts = shard.document_starts(row)
+        mark_targets(batch.is_target[place], shard.loss_spans(row), starts)
         if batch.position_ids is not None:
             batch.position_ids[place] = document_positions(starts, length)
     return batch
 
 
-def target_mask(
-    loss_spans: npt.NDArray[np.int32], document_starts: npt.NDArray[np.int32], length: int
-) -> npt.NDArray[np.bool_]:
-    """(length,) which ids of a row are targets.
+def mark_targets(
+    out: npt.NDArray[np.bool_], loss_spans: npt.NDArray[np.int32], document_starts: npt.NDArray[np.int32]
+) -> None:
+    """Mark which ids of a row are targets.
 
     Args:
+        out: (length,) filled whole.
         loss_spans: (spans, 2) half-open, disjoint.
         document_starts: (documents,).
     """
-    edges = np.zeros(length + 1, np.int8)
-    np.add.at(edges, loss_spans[:, 0], 1)
-    np.add.at(edges, loss_spans[:, 1], -1)
-    inside = np.cumsum(edges[:length], dtype=np.int8).astype(np.bool_)
-    inside[document_starts] = False
-    return inside
+    out[:] = False
+    # Rows have tens of spans: filling them one by one is faster than any pass over all ids.
+    for start, stop in loss_spans.tolist():
+        out[start:stop] = True
+    out[document_starts] = False
 
 
 def document_positions(document_starts: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.int32]:

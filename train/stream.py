@@ -1,8 +1,9 @@
 """The rows of a run, one global batch after another; its state is one integer, the step.
 
-A rank takes its stretch of the global batch's positions, so what a step learns from does not depend on how many ranks
+A rank takes its part of the global batch's positions, so what a step learns from does not depend on how many ranks
 there are. One thread gathers the next batch into a spare buffer while the current one is trained on: gathering is
-memory copies that release the interpreter lock, and worker processes would cost more than they save.
+memory copies that release the interpreter lock, and worker processes would cost more than they save. Where rows lie is
+planned for some thousands of them at a time.
 """
 
 from __future__ import annotations
@@ -12,10 +13,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
+from shards.mixed_rows import MixedRows, Rows
 from shards.mixture import Mixture
 from shards.reader import PackedDataset
 from train.collate import Attention, HostBatch, allocate, fill
 from train.masking import Masking
+
+_PLANNED_ROWS = 4096
 
 
 class RowStream:
@@ -40,9 +46,12 @@ class RowStream:
             raise ValueError(f"expected batch_rows to divide over the ranks, found {batch_rows} over {world_size}")
         self.wait_s = 0.0
         """Seconds that :meth:`next` has waited for data so far."""
-        self._mixture, self._datasets, self._masking = mixture, datasets, masking
+        self._mixture, self._masking = mixture, masking
         self._batch_rows, self._rows = batch_rows, batch_rows // world_size
-        self._first = rank * self._rows
+        self._rank, self._world_size = rank, world_size
+        self._mixed = MixedRows(mixture, datasets)
+        self._block = max(1, _PLANNED_ROWS // self._rows)
+        self._plan: tuple[int, Rows] | None = None
         length, dtype = datasets[0].sequence_length, datasets[0].vocabulary.dtype
         hides = masking is not None
         self._buffers = [allocate(self._rows, length, dtype, attention, hides=hides) for _ in range(2)]
@@ -68,13 +77,15 @@ class RowStream:
         return batch
 
     def _fill(self, step: int) -> HostBatch:
-        positions = self._mixture.batch(step - 1, self._batch_rows)[self._first : self._first + self._rows]
-        indices, rows = self._mixture.locate_many(positions)
-        return fill(
-            self._buffers[step % 2],
-            self._datasets,
-            indices=indices,
-            rows=rows,
-            positions=positions,
-            masking=self._masking,
-        )
+        rows, start = self._planned(step)
+        return fill(self._buffers[step % 2], self._mixed, rows, start=start, masking=self._masking)
+
+    def _planned(self, step: int) -> tuple[Rows, int]:
+        """The rows of the block of steps that this one is in, and where its own begin."""
+        first = (step - 1) // self._block * self._block
+        if self._plan is None or self._plan[0] != first:
+            steps = np.arange(first, first + self._block)
+            rank, world_size = self._rank, self._world_size
+            positions = self._mixture.batches(steps, self._batch_rows, rank=rank, world_size=world_size)
+            self._plan = (first, self._mixed.plan(positions))
+        return self._plan[1], (step - 1 - first) * self._rows

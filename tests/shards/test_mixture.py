@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards.dealing import LONGEST_CYCLE, colour_edges
 from shards.errors import ConfigError
 from shards.mixture import Mixture, permute
 
@@ -93,24 +95,82 @@ def test_a_dataset_of_a_billion_rows_costs_no_memory_and_repeats_nothing():
     assert rows.min() < 10**5 and rows.max() > 10**9 - 10**5
 
 
-def test_a_batch_is_its_positions_whatever_the_number_of_ranks():
-    """A rank takes a stretch of the permuted batch; together the ranks read the batch, apart they read all datasets."""
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[int, int]:
+    """Rows of a batch, and ranks that it divides over."""
+    world_size = draw(st.integers(1, 12))
+    return world_size * draw(st.integers(1, 12)), world_size
+
+
+def read_by(mixture: Mixture, steps: int, size: int, rank: int, world_size: int) -> np.ndarray:
+    """(steps, datasets): rows of each dataset that a rank reads at each step."""
+    positions = mixture.batches(np.arange(steps), size, rank=rank, world_size=world_size)
+    datasets, _ = mixture.locate_many(positions.reshape(-1))
+    found = datasets.reshape(positions.shape)
+    return np.stack([(found == index).sum(axis=1) for index in range(len(mixture.names))], axis=1)
+
+
+@given(mixtures(), worlds(), st.integers(0, 10**9))
+def test_the_ranks_read_the_batch_each_row_once(mixture: Mixture, world: tuple[int, int], step: int):
+    size, world_size = world
+    parts = [mixture.batch(step, size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert {len(part) for part in parts} == {size // world_size}
+    assert sorted(np.concatenate(parts)) == list(range(step * size, (step + 1) * size))
+
+
+@given(mixtures(), worlds())
+def test_every_rank_has_exactly_the_shares_in_any_window_of_its_period(mixture: Mixture, world: tuple[int, int]):
+    size, world_size = world
+    cycle = mixture.period // math.gcd(size, mixture.period)
+    counts = np.array([round(share * cycle * size) for share in mixture.shares.values()])
+    cycles = 1 if not (counts % world_size).any() else world_size
+    window = cycle * cycles
+    for rank in {0, world_size // 2, world_size - 1}:
+        read = read_by(mixture, 2 * window + 3, size, rank, world_size)
+        total = np.concatenate([np.zeros((1, len(counts)), np.int64), read.cumsum(axis=0)])
+        assert (total[window:] - total[:-window] == counts * cycles // world_size).all()
+
+
+@pytest.mark.parametrize(("size", "world_size"), [(8, 2), (8, 4), (480, 8), (480, 60), (100, 4)])
+def test_in_between_a_rank_is_within_a_few_rows_of_its_shares(size: int, world_size: int):
     mixture = Mixture(SHARES, SIZES)
-    for step in (0, 1, 77):
-        batch = mixture.batch(step, 400)
-        assert sorted(batch) == list(range(step * 400, (step + 1) * 400))
-        for ranks in (2, 4, 8):
-            for rank in range(ranks):
-                datasets, _ = mixture.locate_many(batch[rank * 400 // ranks : (rank + 1) * 400 // ranks])
-                assert len(set(datasets.tolist())) == len(SHARES)
+    shares = np.array(list(SHARES.values()))
+    for rank in range(min(world_size, 8)):
+        total = read_by(mixture, 200, size, rank, world_size).cumsum(axis=0)
+        expected = np.arange(1, 201)[:, None] * (size // world_size) * shares
+        assert abs(total - expected).max() < 4
 
 
-def test_strided_ranks_do_not_alias_with_the_schedule():
-    """Two datasets of equal share alternate; unpermuted, two strided ranks would see one dataset each."""
-    mixture = Mixture({"a": 0.5, "b": 0.5}, {"a": 50, "b": 50})
-    for step in range(5):
-        datasets, _ = mixture.locate_many(mixture.batch(step, 64)[0::2])
-        assert 8 <= datasets.sum() <= 24
+def test_a_cycle_that_is_too_long_to_be_dealt_at_once_is_dealt_in_pieces():
+    mixture = Mixture({"a": 0.3333, "b": 0.6667}, {"a": 10, "b": 10})
+    size, world_size, steps = 472, 8, 600
+    assert mixture.period * size // math.gcd(size, mixture.period) > LONGEST_CYCLE
+    for rank in range(world_size):
+        total = read_by(mixture, steps, size, rank, world_size).cumsum(axis=0)
+        expected = np.arange(1, steps + 1)[:, None] * (size // world_size) * np.array([0.3333, 0.6667])
+        assert abs(total - expected).max() < 6
+    together = [mixture.batches([7, 599], size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert sorted(np.concatenate(together, axis=1)[1]) == list(range(599 * size, 600 * size))
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused():
+    with pytest.raises(ValueError, match="expected a batch that divides over the ranks, found 8 over 3"):
+        Mixture(SHARES, SIZES).batch(0, 8, world_size=3)
+
+
+@given(st.integers(1, 9), st.data())
+def test_no_two_edges_of_a_vertex_have_one_colour(num_colours: int, data: st.DataObject):
+    """Of any bipartite multigraph whose vertices have at most so many edges."""
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
+    kept: list[tuple[int, int]] = []
+    for one, other in pairs:
+        if sum(a == one for a, _ in kept) < num_colours and sum(b == other for _, b in kept) < num_colours:
+            kept.append((one, other))
+    left, right = np.array(kept, np.int64).T
+    colours = colour_edges(left, right, num_colours)
+    assert colours.min() >= 0 and colours.max() < num_colours
+    for side in (left, right):
+        assert len({*zip(side.tolist(), colours.tolist(), strict=True)}) == len(kept)
 
 
 def test_seed_and_epoch_change_the_order_and_nothing_else_does():

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.collate import IGNORED, allocate, document_positions, fill, micro_batches, target_mask
+from shards.mixed_rows import MixedRows
+from train.collate import IGNORED, allocate, document_positions, fill, mark_targets, micro_batches
 from train.plan import Plan
 
 
@@ -24,7 +25,8 @@ def marked_rows(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, int]:
 @given(marked_rows())
 def test_a_target_is_in_a_span_and_opens_no_document(marked: tuple[np.ndarray, np.ndarray, int]):
     starts, spans, length = marked
-    found = target_mask(spans, starts, length)
+    found = np.ones(length, np.bool_)
+    mark_targets(found, spans, starts)
     expected = [any(a <= t < b for a, b in spans.tolist()) and t not in starts.tolist() for t in range(length)]
     assert found.tolist() == expected
 
@@ -38,7 +40,8 @@ def test_positions_count_from_the_start_of_the_own_document(marked: tuple[np.nda
 
 def test_a_batch_holds_the_rows_asked_for_and_its_labels_hide_what_is_no_target(plan: Plan):
     batch = allocate(3, plan.sequence_length, plan.vocabulary.dtype, "document")
-    fill(batch, plan.datasets, indices=np.array([2, 0, 2]), rows=np.array([5, 1, 0]))
+    mixed = MixedRows(plan.mixture, plan.datasets)
+    fill(batch, mixed, mixed.find(np.array([2, 0, 2]), np.array([5, 1, 0])))
     for place, (index, row) in enumerate(((2, 5), (0, 1), (2, 0))):
         dataset = plan.datasets[index]
         assert (batch.token_ids[place] == dataset.gather([row])[0]).all()
@@ -56,7 +59,8 @@ def test_a_batch_holds_the_rows_asked_for_and_its_labels_hide_what_is_no_target(
 
 def test_padding_is_never_a_target(plan: Plan):
     batch = allocate(4, plan.sequence_length, plan.vocabulary.dtype, "row")
-    fill(batch, plan.datasets, indices=np.zeros(4, np.int64), rows=np.arange(4))
+    mixed = MixedRows(plan.mixture, plan.datasets)
+    fill(batch, mixed, mixed.find(np.zeros(4, np.int64), np.arange(4)))
     used = plan.datasets[0].num_tokens(np.arange(4))
     assert (used < plan.sequence_length).any(), "the fixture should have padded rows"
     for place, count in enumerate(used.tolist()):

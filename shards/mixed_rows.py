@@ -1,0 +1,108 @@
+"""Rows of a mixture at memory speed, for any trainer: planned as arrays, copied once, from the mapped file into a buffer.
+
+What costs in a loader is Python around each row. Here positions become file numbers and rows in blocks of thousands
+(:meth:`MixedRows.plan`), and :meth:`MixedRows.gather` does nothing a row but the copy. No worker processes: they make fast
+loaders slower, for batches must travel between processes. Numpy alone; a trainer adds its thread and its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from shards.mixture import Int64s, Mixture
+from shards.reader import OpenShard, PackedDataset
+from shards.vocabulary import TokenIds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Rows to read, in order.
+
+    Attributes:
+        positions: (n,) of the mixture.
+        datasets: (n,) indices into the mixture's names.
+        shards: numbers of files, counted over all datasets; ``rows`` are theirs.
+    """
+
+    positions: Int64s
+    datasets: npt.NDArray[np.int64]
+    shards: list[int]
+    rows: list[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class MixedRows:
+    """The rows of a mixture's datasets by position. Files are opened, and checked, when they are first read from."""
+
+    def __init__(self, mixture: Mixture, datasets: Sequence[PackedDataset]) -> None:
+        """
+        Args:
+            datasets: in the order of ``mixture.names``.
+
+        Raises:
+            ValueError: they are not as many, or not as long, as the mixture says.
+        """
+        expected = [mixture.sizes[name] for name in mixture.names]
+        found = [dataset.num_rows for dataset in datasets]
+        if expected != found:
+            raise ValueError(f"expected datasets of {expected} rows, in the order of the mixture, found {found}")
+        self._mixture, self._datasets = mixture, tuple(datasets)
+        self._first_shards = [0, *accumulate(dataset.num_shards for dataset in datasets)]
+        self._ids: list[TokenIds | None] = [None] * self._first_shards[-1]
+        # Rows counted over all datasets, one after the other.
+        self._first_of_dataset = np.cumsum([0, *expected])
+        sizes = [shard.num_rows for dataset in datasets for shard in dataset.manifest.shards]
+        self._first_of_shard = np.cumsum([0, *sizes[:-1]])
+
+    def plan(self, positions: npt.ArrayLike) -> Rows:
+        """Where the rows of some positions lie; a few thousand at a time cost a tenth of a microsecond each."""
+        wanted = np.asarray(positions, np.int64).reshape(-1)
+        return self.find(*self._mixture.locate_many(wanted), positions=wanted)
+
+    def find(self, datasets: Int64s, rows: Int64s, *, positions: Int64s | None = None) -> Rows:
+        """Where these rows of these datasets lie.
+
+        Args:
+            datasets: (n,) indices into the mixture's names.
+            rows: (n,) of those datasets.
+            positions: (n,) that they have in the mixture; from 0 on when None.
+        """
+        places = self._first_of_dataset[datasets] + rows
+        shards = np.searchsorted(self._first_of_shard, places, side="right") - 1
+        local = places - self._first_of_shard[shards]
+        counted = np.arange(len(rows)) if positions is None else positions
+        return Rows(counted, datasets, shards.tolist(), local.tolist())
+
+    def gather(self, rows: Rows, out: TokenIds, *, start: int = 0) -> TokenIds:
+        """Copy rows into a buffer, in order, until it is full.
+
+        Args:
+            out: (n, sequence_length) of the stored or any wider integer type.
+            start: the first of the rows.
+
+        Returns:
+            ``out``.
+        """
+        ids = self._ids
+        stop = start + len(out)
+        for place, shard, row in zip(range(len(out)), rows.shards[start:stop], rows.rows[start:stop], strict=True):
+            stored = ids[shard]
+            out[place] = (self._open(shard).token_ids if stored is None else stored)[row]
+        return out
+
+    def shard(self, number: int) -> OpenShard:
+        """The mapped file of a number in :attr:`Rows.shards`."""
+        index = int(np.searchsorted(self._first_shards, number, side="right")) - 1
+        return self._datasets[index].shard(number - self._first_shards[index])
+
+    def _open(self, number: int) -> OpenShard:
+        opened = self.shard(number)
+        self._ids[number] = opened.token_ids
+        return opened
