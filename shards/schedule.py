@@ -80,16 +80,18 @@ class Schedule:
     stretches: tuple[Stretch, ...] = field(init=False)
     _starts: Int64s = field(init=False, repr=False)  # (stretches,)
     _tables: tuple[_Table, ...] = field(init=False, repr=False)
-    _sequences: tuple[Mixture, ...] = field(init=False, repr=False)  # in the order of names
+    _sequences: Mixture = field(
+        init=False, repr=False
+    )  # of all names in turn: position k * names + i is row k of name i
 
     def __post_init__(self) -> None:
         _check(self)
         names = tuple(dict.fromkeys(name for phase in self.phases for name, share in phase.shares.items() if share))
         object.__setattr__(self, "names", names)
         self._settle(tuple(_stretches(self, {})))
-        # One dataset alone gives its rows in the order in which it gives them in company.
-        alone = tuple(Mixture({name: 1.0}, {name: self.sizes[name]}, self.seed) for name in names)
-        object.__setattr__(self, "_sequences", alone)
+        # A dataset gives its rows in one order in any company, so they are found where all take turns.
+        equal = Mixture(dict.fromkeys(names, 1 / len(names)), {name: self.sizes[name] for name in names}, self.seed)
+        object.__setattr__(self, "_sequences", equal)
         limits = {name: int(cap * self.sizes[name]) for name, cap in self.max_epochs.items() if name in names}
         if limits and self.when_exhausted == "refuse":
             _refuse_broken_caps(self, limits)
@@ -99,7 +101,7 @@ class Schedule:
     def _settle(self, stretches: tuple[Stretch, ...]) -> None:
         object.__setattr__(self, "stretches", stretches)
         object.__setattr__(self, "_starts", np.array([stretch.start for stretch in stretches], np.int64))
-        object.__setattr__(self, "_tables", tuple(_table(stretch.mixture, self.names) for stretch in stretches))
+        object.__setattr__(self, "_tables", tuple(_table(stretch, self.names) for stretch in stretches))
 
     @property
     def fingerprint(self) -> str:
@@ -138,17 +140,24 @@ class Schedule:
         if wanted.size and int(wanted.min()) < 0:
             raise IndexError(f"expected positions from 0 on, found {int(wanted.min())}")
         datasets, nth = np.empty_like(wanted), np.empty_like(wanted)
-        numbers = np.searchsorted(self._starts, wanted, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            chosen, stretch = numbers == number, self.stretches[number]
-            found, ranks = self._tables[number].places(wanted[chosen] - stretch.start)
-            given = np.array([stretch.given[name] for name in self.names], np.int64)
-            datasets[chosen], nth[chosen] = found, given[found] + ranks
-        rows = np.empty_like(wanted)
-        for index, sequence in enumerate(self._sequences):
-            mine = datasets == index
-            rows[mine] = sequence.locate_many(nth[mine])[1]
-        return datasets, rows
+        for number, chosen in self._by_stretch(wanted):
+            found, ranks = self._tables[number].places(wanted[chosen] - self.stretches[number].start)
+            datasets[chosen], nth[chosen] = found, ranks
+        return datasets, self._sequences.locate_many(nth * len(self.names) + datasets)[1]
+
+    def _by_stretch(self, positions: Int64s) -> Iterator[tuple[int, slice | npt.NDArray[np.bool_]]]:
+        """Numbers of the stretches that have these positions, and which of the positions each has."""
+        if not positions.size:
+            return
+        ends = np.array([positions.min(), positions.max()])
+        first, last = (np.searchsorted(self._starts, ends, side="right") - 1).tolist()
+        if first == last:
+            yield first, slice(None)
+            return
+        numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        for number in range(first, last + 1):
+            if (chosen := numbers == number).any():
+                yield number, chosen
 
     def batch(self, step: int, size: int, *, rank: int = 0, world_size: int = 1) -> Int64s:
         """:meth:`Mixture.batch <shards.mixture.Mixture.batch>`: positions that a rank reads; steps from 0 on here."""
@@ -168,12 +177,10 @@ class Schedule:
             raise ValueError(f"expected batches of {self.batch_rows} rows, as the schedule has them, found {size}")
         wanted = np.asarray(steps, np.int64)
         positions = np.empty((len(wanted), size // world_size), np.int64)
-        numbers = np.searchsorted(self._starts, wanted * size, side="right") - 1
-        for number in np.unique(numbers).tolist():
-            chosen, stretch = numbers == number, self.stretches[number]
+        for number, chosen in self._by_stretch(wanted * size):
+            stretch = self.stretches[number]
             local = wanted[chosen] - stretch.start // size
-            dealt = stretch.mixture.batches(local, size, rank=rank, world_size=world_size)
-            positions[chosen] = stretch.start + dealt
+            positions[chosen] = stretch.start + stretch.mixture.batches(local, size, rank=rank, world_size=world_size)
         return positions
 
     def rows_drawn(self, stop: int) -> dict[str, int]:
@@ -208,27 +215,31 @@ class _Table:
         dataset_of_slot: (period,) indices into the names of the schedule.
         rank_of_slot: (period,) how many rows that dataset gave before in the period.
         counts: (names,) rows of each dataset in a period.
+        given: (names,) rows of each dataset before the stretch.
     """
 
     dataset_of_slot: Int64s
     rank_of_slot: Int64s
     counts: Int64s
+    given: Int64s
 
     def places(self, positions: Int64s) -> tuple[Int64s, Int64s]:
-        """(n,) dataset of each position, and (n,) how many rows it gave before, counted from the stretch's start."""
+        """(n,) dataset of each position of the stretch, and (n,) how many rows it gave before in the whole run."""
         periods, slots = np.divmod(positions, len(self.dataset_of_slot))
         datasets = self.dataset_of_slot[slots]
-        return datasets, periods * self.counts[datasets] + self.rank_of_slot[slots]
+        return datasets, self.given[datasets] + periods * self.counts[datasets] + self.rank_of_slot[slots]
 
 
-def _table(mixture: Mixture, names: Sequence[str]) -> _Table:
+def _table(stretch: Stretch, names: Sequence[str]) -> _Table:
+    mixture = stretch.mixture
     index = np.array([names.index(name) for name in mixture.names], np.int64)
     datasets = index[mixture.locate_many(np.arange(mixture.period))[0]]
     ranks = np.empty_like(datasets)
     for number in np.unique(datasets).tolist():
         mine = datasets == number
         ranks[mine] = np.arange(np.count_nonzero(mine))
-    return _Table(datasets, ranks, np.bincount(datasets, minlength=len(names)).astype(np.int64))
+    counts = np.bincount(datasets, minlength=len(names)).astype(np.int64)
+    return _Table(datasets, ranks, counts, np.array([stretch.given[name] for name in names], np.int64))
 
 
 def _check(schedule: Schedule) -> None:
