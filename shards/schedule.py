@@ -168,12 +168,12 @@ class Schedule:
 
         Args:
             steps: (n,) from 0 on.
-            size: ``batch_rows``; stretches begin with a batch of that size.
+            size: ``batch_rows``, for stretches begin with a batch of that size; any, where there is one stretch.
 
         Returns:
             (n, size / world_size).
         """
-        if size != self.batch_rows:
+        if size != self.batch_rows and len(self.stretches) > 1:
             raise ValueError(f"expected batches of {self.batch_rows} rows, as the schedule has them, found {size}")
         wanted = np.asarray(steps, np.int64)
         positions = np.empty((len(wanted), size // world_size), np.int64)

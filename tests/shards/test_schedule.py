@@ -71,8 +71,9 @@ def test_a_schedule_of_one_phase_is_the_mixture(
     assert schedule.fingerprint == mixture.fingerprint
     assert schedule.rows_drawn(positions[0]) == mixture.rows_drawn(positions[0])
     for rank in range(3):
-        mine = schedule.batches([0, 7, 10**6], BATCH, rank=rank, world_size=3)
-        assert (mine == mixture.batches([0, 7, 10**6], BATCH, rank=rank, world_size=3)).all()
+        for size in (BATCH, 15):
+            mine = schedule.batches([0, 7, 10**6], size, rank=rank, world_size=3)
+            assert (mine == mixture.batches([0, 7, 10**6], size, rank=rank, world_size=3)).all()
 
 
 @given(schedules())
@@ -278,7 +279,7 @@ def test_an_impossible_schedule_is_refused(changes: Mapping[str, object], words:
 
 
 def test_positions_before_the_first_and_batches_of_another_size_are_refused():
-    schedule = Schedule([HALF], {"a": 5, "b": 5}, 10)
+    schedule = Schedule([HALF, Phase({"a": 1.0}, 3)], {"a": 5, "b": 5}, 10)
     with pytest.raises(IndexError, match="from 0 on"):
         schedule.locate(-1)
     with pytest.raises(ValueError, match="batches of 10 rows"):
