@@ -17,22 +17,17 @@ from tqdm import tqdm
 
 from pipeline.packing import PACKING_VERSION
 from pipeline.templates import check_shares
-from shards.errors import DatasetError, FingerprintMismatch
+from shards.errors import ConfigError, DatasetError, FingerprintMismatch
 from shards.lineage import packing_fingerprint
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 from shards.output_lock import only_writer
 from shards.packed import FORMAT_VERSION, sidecar_path
-from tokenize_jobs.packing_config import Language, PackingConfig, pack_with
+from tokenize_jobs.packing_config import Language, PackingConfig, Source, pack_with
 from tokenize_jobs.packing_log import packing_log
 from tokenize_jobs.packing_report import finish_dataset, read_report, summarize, write_report
-from tokenize_jobs.packing_unit import (
-    VALIDATION_SUFFIX,
-    PackingUnit,
-    UnitResult,
-    plan_slices,
-    read_result,
-    stale_output,
-)
+from tokenize_jobs.packing_result import UnitResult
+from tokenize_jobs.packing_slices import Sources, deal_slices, num_documents, plan_slices
+from tokenize_jobs.packing_unit import VALIDATION_SUFFIX, PackingUnit, read_result, stale_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +36,7 @@ class PackingPlan:
 
     Attributes:
         tokenizers: modality -> fingerprint of the codec, of all its sources.
+        sources: names of the datasets of samples it is made of, its filler's among them.
         done: its manifest and all its shards are there already.
     """
 
@@ -49,6 +45,7 @@ class PackingPlan:
     units: tuple[PackingUnit, ...]
     fingerprint: str
     config: Mapping[str, Any]
+    sources: tuple[str, ...]
     done: bool
 
 
@@ -61,27 +58,43 @@ def plan_packing(config: PackingConfig, language: Language, *, limit: int | None
     """
     plans: list[PackingPlan] = []
     for name, source in config.datasets.items():
-        if source.directions is not None:
-            check_shares(source.directions, where=f"datasets.{name}.directions")
-        manifests = [(path, _read_samples_manifest(path, name)) for path in source.paths]
+        main = _open_samples(source, f"datasets.{name}")
+        filler = _open_samples(source.filler, f"datasets.{name}.filler") if source.filler else []
+        _check_apart(main, filler, name)
         parts = (False, True) if config.validation_share else (False,)
-        plans += [_plan_dataset(name, manifests, config, language, limit, validation) for validation in parts]
+        plans += [_plan_dataset(name, main, filler, config, language, limit, validation) for validation in parts]
     return plans
 
 
-def _read_samples_manifest(path: Path, name: str) -> Manifest:
+def _open_samples(source: Source, where: str) -> list[tuple[Path, Manifest]]:
+    if source.directions is not None:
+        check_shares(source.directions, where=f"{where}.directions")
+    return [(path, _read_samples_manifest(path, where)) for path in source.paths]
+
+
+def _check_apart(main: Sources, filler: Sources, name: str) -> None:
+    """A row's tokens are told apart by the name of their dataset."""
+    if twice := sorted({found.name for _, found in main} & {found.name for _, found in filler}):
+        raise ConfigError(
+            f"datasets.{name}.filler: expected other datasets than datasets.{name}.path, found {twice[0]!r} in both; "
+            "remove it from one of them"
+        )
+
+
+def _read_samples_manifest(path: Path, where: str) -> Manifest:
     manifest = read_manifest(path)
     if manifest.kind != "samples":
         raise DatasetError(
             f"{path}: expected sample shards, found a dataset of kind {manifest.kind!r}; "
-            f"give datasets.{name}.path the output of anygpt-tokenize"
+            f"give {where}.path the output of anygpt-tokenize"
         )
     return manifest
 
 
 def _plan_dataset(
     name: str,
-    sources: Sequence[tuple[Path, Manifest]],
+    main: Sources,
+    filler: Sources,
     config: PackingConfig,
     language: Language,
     limit: int | None,
@@ -89,12 +102,17 @@ def _plan_dataset(
 ) -> PackingPlan:
     folder = config.output / (name + VALIDATION_SUFFIX * validation)
     facts = _facts(name, config, language, limit, validation)
+    sources = [*main, *filler]
     key = packing_fingerprint(facts, [manifest for _, manifest in sources])
-    done = _is_done(folder, key)
     draws = config.datasets[name].draws
-    slices = plan_slices(sources, draws=draws, unit_documents=config.unit_documents, limit=limit)
-    units = tuple(PackingUnit(name, number, folder, part, key, validation) for number, part in enumerate(slices))
-    return PackingPlan(folder, _same_tokenizers(sources), units, key, facts, done)
+    slices = plan_slices(main, draws=draws, unit_documents=config.unit_documents, limit=limit)
+    dealt = deal_slices(filler, num_units=len(slices), limit=limit)
+    units = tuple(
+        PackingUnit(name, number, folder, part, key, validation, spare)
+        for number, (part, spare) in enumerate(zip(slices, dealt, strict=True))
+    )
+    names = tuple(sorted({manifest.name for _, manifest in sources}))
+    return PackingPlan(folder, _same_tokenizers(sources), units, key, facts, names, _is_done(folder, key))
 
 
 def _is_done(folder: Path, key: str) -> bool:
@@ -108,7 +126,7 @@ def _is_done(folder: Path, key: str) -> bool:
     return all(path.is_file() and path.stat().st_size == size and sidecar_path(path).is_file() for path, size in paths)
 
 
-def _same_tokenizers(sources: Sequence[tuple[Path, Manifest]]) -> dict[str, str]:
+def _same_tokenizers(sources: Sources) -> dict[str, str]:
     """Modality -> the one codec fingerprint of all sources: codes of two codecs in one dataset would be noise."""
     tokenizers: dict[str, str] = {}
     for path, manifest in sources:
@@ -143,7 +161,7 @@ def _facts(name: str, config: PackingConfig, language: Language, limit: int | No
         "packing_version": PACKING_VERSION,
         "vocabulary": language.vocabulary.fingerprint,
         "templates": language.templates.fingerprint if language.templates else config.documents,
-        **config.datasets[name].model_dump(mode="json", exclude={"path"}),
+        **config.datasets[name].model_dump(mode="json", exclude={"path": True, "filler": {"path"}}),
         **config.model_dump(mode="json", exclude=machine),
     }
 
@@ -190,12 +208,13 @@ def _pack_missing(
 
 def format_plan(plans: Sequence[PackingPlan]) -> str:
     """What a run would do, as a table for a terminal."""
-    lines = [f"{'dataset':<28}{'documents':>12}{'shards':>8}  state"]
+    lines = [f"{'dataset':<28}{'documents':>12}{'filler':>12}{'shards':>8}  state"]
     for plan in plans:
-        documents = sum(part.stop - part.start for unit in plan.units for part in unit.slices)
+        documents = sum(num_documents(unit.slices) for unit in plan.units)
+        filler = sum(num_documents(unit.filler) for unit in plan.units)
         finished = sum(read_result(unit) is not None for unit in plan.units)
         state = "done" if plan.done else f"{finished} of {len(plan.units)} shards done"
-        lines.append(f"{plan.folder.name:<28}{documents:>12,}{len(plan.units):>8}  {state}")
+        lines.append(f"{plan.folder.name:<28}{documents:>12,}{filler:>12,}{len(plan.units):>8}  {state}")
     return "\n".join(lines)
 
 
@@ -210,6 +229,7 @@ def _manifest(plan: PackingPlan, language: Language) -> Manifest:
         tokenizers=plan.tokenizers,
         vocabulary=language.vocabulary,
         config=plan.config,
+        extra={"sources": dict.fromkeys(plan.sources, 0)},
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 import ray.data
 
 from tokenize_jobs.packing_config import PackingConfig, load_language, pack_with
-from tokenize_jobs.packing_unit import PackingUnit, UnitResult, read_result
+from tokenize_jobs.packing_result import UnitResult
+from tokenize_jobs.packing_unit import PackingUnit, read_result
 from tokenize_jobs.session import ray_session
 
 

@@ -14,7 +14,8 @@ import pyarrow as pa
 from shards.manifest import Manifest, write_manifest
 from shards.packed import SIDECAR_SUFFIX
 from shards.writer import commit_bytes, commit_table
-from tokenize_jobs.packing_unit import UnitResult, check_budget
+from tokenize_jobs.packing_result import FILLER_COUNTS, UnitResult
+from tokenize_jobs.packing_unit import check_budget
 
 REPORT_NAME = "report.json"
 REJECTS_NAME = "rejects.parquet"
@@ -32,7 +33,7 @@ def finish_dataset(folder: Path, manifest: Manifest, results: Sequence[UnitResul
     """Commit ``rejects.parquet``, then the manifest.
 
     Args:
-        manifest: what is known before the units ran: fingerprint, vocabulary, config.
+        manifest: what is known before the units ran: fingerprint, vocabulary, config, names of the sources.
         results: of every unit, in unit order.
 
     Raises:
@@ -70,14 +71,18 @@ def _check_counts(counts: Mapping[str, Any]) -> None:
 def _extra(manifest: Manifest, results: Sequence[UnitResult]) -> dict[str, Any]:
     sequence_length = int(manifest.config["sequence_length"])
     num_tokens = sum(manifest.tokens.values())
+    by_source = _sum_by_source(result.tokens_by_source for result in results)
     return {
         "sequence_length": sequence_length,
         "fill": fill(num_tokens, manifest.num_rows, sequence_length),
         "cut": sum(result.cut for result in results),
         "split": sum(result.split for result in results),
-        "sources": _sum(result.tokens_by_source for result in results),
+        # A source that gave nothing is one all the same: whoever asks what the rows were made of must look at it.
+        "sources": {name: sum(by_source.get(name, {}).values()) for name in manifest.extra["sources"]},
+        "tokens_by_source": by_source,
         "tokens_by_direction": _sum(result.tokens_by_direction for result in results),
         "documents_by_direction": _sum(result.documents_by_direction for result in results),
+        "filler": _sum([dict.fromkeys(FILLER_COUNTS, 0), *(result.filler for result in results)]),
         "sidecars": {
             Path(result.shard.path).stem + SIDECAR_SUFFIX: result.sidecar_sha256 for result in results if result.shard
         },
@@ -99,8 +104,9 @@ def summarize(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
         **{key: sum(part[key] for part in parts) for key in ("inputs", "written", "rows", "cut", "split")},
         **{
             key: _sum(part[key] for part in parts)
-            for key in ("filtered", "rejected", "tokens", "tokens_by_direction", "documents_by_direction")
+            for key in ("filtered", "rejected", "tokens", "tokens_by_direction", "documents_by_direction", "filler")
         },
+        "tokens_by_source": _sum_by_source(part["tokens_by_source"] for part in parts),
         "fill": round(num_tokens / places, 6) if places else 0.0,
         "datasets": datasets,
     }
@@ -109,12 +115,12 @@ def summarize(manifests: Mapping[str, Manifest]) -> dict[str, Any]:
 
 
 def _one(manifest: Manifest) -> dict[str, Any]:
-    kept = ("sequence_length", "fill", "cut", "split", "sources", "tokens_by_direction", "documents_by_direction")
     return {
         **manifest.counts,
         "rows": manifest.num_rows,
+        "draws": manifest.config["draws"],
         "tokens": manifest.tokens,
-        **{key: manifest.extra[key] for key in kept},
+        **{key: value for key, value in manifest.extra.items() if key != "sidecars"},
     }
 
 
@@ -132,16 +138,43 @@ def read_report(output: Path) -> dict[str, Any] | None:
 
 
 def format_report(report: Mapping[str, Any]) -> str:
-    """The report as a table for a terminal."""
-    lines = [f"{'dataset':<28}{'documents':>12}{'rows':>9}{'fill':>9}{'rejected':>10}{'filtered':>10}"]
+    """The report as tables for a terminal: datasets, then tokens by modality, source and direction."""
+    lines = [
+        f"{'dataset':<28}{'documents':>12}{'draws':>7}{'rows':>11}{'fill':>9}{'filler':>9}{'rejected':>10}{'filtered':>10}"
+    ]
     for name, part in [*report["datasets"].items(), ("all", report)]:
         rejected, filtered = sum(part["rejected"].values()), sum(part["filtered"].values())
         lines.append(
-            f"{name:<28}{part['written']:>12,}{part['rows']:>9,}{part['fill']:>9.2%}{rejected:>10,}{filtered:>10,}"
+            f"{name:<28}{part['written']:>12,}{part.get('draws', ''):>7}{part['rows']:>11,}{part['fill']:>9.2%}"
+            f"{_share(part['filler']['tokens'], part['tokens']):>9}{rejected:>10,}{filtered:>10,}"
         )
-    tokens = ", ".join(f"{modality} {count:,}" for modality, count in sorted(report["tokens"].items()))
-    lines.append(f"tokens: {tokens}; cut {report['cut']}, split {report['split']}; {report['seconds']:.1f} s")
+    sources = {name: sum(counts.values()) for name, counts in report["tokens_by_source"].items()}
+    for title, counts in (
+        ("modality", report["tokens"]),
+        ("source", sources),
+        ("direction", report["tokens_by_direction"]),
+    ):
+        lines.append(f"{'tokens by ' + title:<28}{_in_words(counts)}")
+    filler = report["filler"]
+    if filler["documents"]:
+        lines.append(f"{'filler':<28}{filler['documents']:,} documents, {filler['repeated']:,} of them told before")
+    lines.append(f"cut {report['cut']}, split {report['split']:,}; {report['seconds']:.1f} s")
     return "\n".join(lines)
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,} ({_share(count, counts)})" for name, count in sorted(counts.items()))
+
+
+def _share(count: int, counts: Mapping[str, int]) -> str:
+    total = sum(counts.values())
+    return f"{count / total if total else 0:.1%}"
+
+
+def _sum_by_source(parts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    found = list(parts)
+    names = sorted({name for part in found for name in part})
+    return {name: _sum(part.get(name, {}) for part in found) for name in names}
 
 
 def _sum(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:

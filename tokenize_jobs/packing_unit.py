@@ -1,34 +1,30 @@
 """Stage B, one unit: a fixed run of samples -> rendered -> packed -> ONE committed shard and its ledger entry.
 
-A unit is cut from the datasets' own row numbers, never from the cluster, and shares nothing with other units; so its
-bytes are the same wherever and however often it runs. Order of commits: sidecar, shard, ledger entry. Killed anywhere,
-the unit is simply done again.
+A unit is cut from the datasets' own row numbers (:mod:`tokenize_jobs.packing_slices`), never from the cluster, and shares
+nothing with other units; so its bytes are the same wherever and however often it runs. Order of commits: sidecar, shard,
+ledger entry. Killed anywhere, the unit is simply done again.
 """
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, Literal
 
 from pipeline.documents import Document
 from pipeline.packing import LongDocuments, Piece, cut_to_fit, pack_best_fit
 from shards.errors import DatasetError, RejectBudgetExceeded, SampleError
-from shards.manifest import Manifest, ShardEntry
+from shards.manifest import ShardEntry
 from shards.packed import sidecar_path, write_packed_shard
-from shards.records import TokenizedSample, table_to_samples
-from shards.storage import arrow_source
+from shards.records import TokenizedSample
 from shards.vocabulary import Vocabulary
 from shards.writer import commit_bytes, file_sha256
+from tokenize_jobs.packing_parts import SplitBy, is_validation
+from tokenize_jobs.packing_result import RejectedDocument, UnitResult, count_rows
+from tokenize_jobs.packing_slices import Slice, num_documents, read_samples
 
 Render = Callable[[TokenizedSample, int], Document]
 """(sample, draw) -> document; raises SampleError for a sample no template can say."""
@@ -38,24 +34,13 @@ VALIDATION_SUFFIX = "-validation"
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
-    """Rows ``[start, stop)`` of one sample shard of a dataset in ``folder``, drawn for the ``draw``-th time."""
-
-    dataset: str
-    folder: Path
-    shard: str
-    draw: int
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
 class PackingUnit:
     """What one shard is made of.
 
     Attributes:
         dataset: its name in the config.
         folder: of the packed dataset; the validation part has a folder of its own.
+        filler: samples that may top up rows; no other unit has them.
     """
 
     dataset: str
@@ -64,6 +49,7 @@ class PackingUnit:
     slices: tuple[Slice, ...]
     fingerprint: str
     validation: bool = False
+    filler: tuple[Slice, ...] = ()
 
     @property
     def shard(self) -> Path:
@@ -77,94 +63,41 @@ class PackingUnit:
 
 
 @dataclass(frozen=True, slots=True)
-class PackingRules:
-    """How a unit is packed; the same for every unit of a run.
+class Telling:
+    """How samples become documents.
 
     Attributes:
         splits: keep samples of these corpus splits only; empty keeps all.
-        validation_share: share of sample ids, by hash, that belong to the validation part.
+        draws: of a filler, how often its samples may be told; of other samples their slice says which draw it is.
+        long_documents: what becomes of one that is longer than a row; a filler's are left alone.
+    """
+
+    render: Render
+    splits: tuple[str, ...] = ()
+    draws: int = 1
+    long_documents: LongDocuments | Literal["leave"] = "split"
+
+
+@dataclass(frozen=True, slots=True)
+class PackingRules:
+    """How a unit is packed; the same for every unit of a dataset.
+
+    Attributes:
+        validation_share: share of the samples, by hash, that belong to the validation part.
+        validation_by: what of a sample is hashed.
         reject_budget: share of a unit's documents that may be rejected.
     """
 
     vocabulary: Vocabulary
     sequence_length: int
-    long_documents: LongDocuments = "split"
-    splits: tuple[str, ...] = ()
+    told: Telling
+    filler: Telling | None = None
     validation_share: float = 0.0
+    validation_by: SplitBy = "content"
     reject_budget: float = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class RejectedDocument:
-    """A document that was not packed, and why."""
-
-    sample_id: str
-    draw: int
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class UnitResult:
-    """What a unit's ledger entry says.
-
-    Attributes:
-        shard: None when nothing was left to write.
-        tokens_by_source: ids by the dataset of samples they came from, padding not counted.
-        cut: documents that fit a row and were cut; always 0, counted to prove it.
-        split: documents longer than a row that were split at segment borders.
-    """
-
-    fingerprint: str
-    shard: ShardEntry | None
-    sidecar_sha256: str
-    inputs: int
-    written: int
-    filtered: dict[str, int] = field(default_factory=dict[str, int])
-    rejected: dict[str, int] = field(default_factory=dict[str, int])
-    tokens_by_source: dict[str, int] = field(default_factory=dict[str, int])
-    tokens_by_direction: dict[str, int] = field(default_factory=dict[str, int])
-    documents_by_direction: dict[str, int] = field(default_factory=dict[str, int])
-    cut: int = 0
-    split: int = 0
-    rejects: tuple[RejectedDocument, ...] = ()
-
-
-def plan_slices(
-    sources: Sequence[tuple[Path, Manifest]], *, draws: int, unit_documents: int, limit: int | None = None
-) -> list[tuple[Slice, ...]]:
-    """Cut ``draws`` x samples, draw after draw, into equal runs of at most ``unit_documents``.
-
-    Args:
-        sources: folders of sample shards and their manifests, one after the other.
-        limit: use the first so many samples only.
-    """
-    shards = [(folder, manifest.name, shard) for folder, manifest in sources for shard in manifest.shards]
-    starts = [0, *itertools.accumulate(shard.num_rows for _, _, shard in shards)]
-    num_samples = starts[-1] if limit is None else min(limit, starts[-1])
-    total = num_samples * draws
-    num_units = -(-total // unit_documents)
-    bounds = [total * number // num_units for number in range(num_units + 1)] if num_units else []
-
-    def slices(begin: int, end: int) -> Iterator[Slice]:
-        while begin < end:
-            draw, sample = divmod(begin, num_samples)
-            at = bisect.bisect_right(starts, sample) - 1
-            stop = min(starts[at + 1], num_samples, sample + end - begin)
-            folder, name, shard = shards[at]
-            yield Slice(name, folder, shard.path, draw, sample - starts[at], stop - starts[at])
-            begin += stop - sample
-
-    return [tuple(slices(begin, end)) for begin, end in itertools.pairwise(bounds)]
-
-
-def is_validation(sample_id: str, share: float) -> bool:
-    """Whether a sample belongs to the validation part: by its id alone, so it stays there when samples are added."""
-    digest = hashlib.blake2b(sample_id.encode(), digest_size=8, person=b"validation").digest()
-    return int.from_bytes(digest, "big") < share * 2**64
-
-
-def pack_unit(unit: PackingUnit, render: Render, rules: PackingRules) -> UnitResult:
+def pack_unit(unit: PackingUnit, rules: PackingRules) -> UnitResult:
     """Render, pack and commit one unit.
 
     Returns:
@@ -173,10 +106,8 @@ def pack_unit(unit: PackingUnit, render: Render, rules: PackingRules) -> UnitRes
     Raises:
         RejectBudgetExceeded: nothing is committed then.
     """
-    filtered: Counter[str] = Counter()
-    rejects: list[RejectedDocument] = []
-    pieces = list(_render_pieces(unit, render, rules, filtered, rejects))
-    check_budget(rejects, sum(piece.stop - piece.start for piece in unit.slices), rules.reject_budget, unit.shard)
+    main, spare = _Read(), _Read()
+    pieces = list(_tell(unit.slices, rules.told, unit.validation, rules, main))
     rows = list(
         pack_best_fit(
             pieces,
@@ -184,13 +115,32 @@ def pack_unit(unit: PackingUnit, render: Render, rules: PackingRules) -> UnitRes
             pad_id=rules.vocabulary.pad_id,
             dtype=rules.vocabulary.dtype,
             buffer_pieces=max(1, len(pieces)),
+            filler=_tell_filler(unit, rules, spare),
         )
     )
-    shard = sidecar = None
+    inputs = num_documents(unit.slices) + spare.num_samples
+    rejects = (*main.rejects, *spare.rejects)
+    check_budget(rejects, inputs, rules.reject_budget, unit.shard)
+    counts = count_rows(rows, rules.vocabulary, fillers={run.dataset for run in unit.filler})
+    filtered = main.filtered + spare.filtered + Counter(filler_unused=spare.num_told - counts.filler["documents"])
+    shard, sidecar = None, ""
     if rows:
         shard = write_packed_shard(unit.shard, rows, vocabulary=rules.vocabulary, sequence_length=rules.sequence_length)
         sidecar = file_sha256(sidecar_path(unit.shard))
-    result = _tally(unit, pieces, rules, shard, sidecar or "", filtered, rejects)
+    cut, split = _count_cuts(pieces, rules.sequence_length)
+    result = UnitResult(
+        fingerprint=unit.fingerprint,
+        shard=shard,
+        sidecar_sha256=sidecar,
+        inputs=inputs,
+        written=sum(counts.documents_by_direction.values()),
+        filtered=dict(sorted(filtered.items())),
+        rejected=dict(sorted(Counter(reject.reason for reject in rejects).items())),
+        rejects=rejects,
+        cut=cut,
+        split=split,
+        **asdict(counts),
+    )
     commit_bytes(unit.ledger, _entry_bytes(result))
     return result
 
@@ -238,98 +188,71 @@ def _is_there(unit: PackingUnit, shard: ShardEntry) -> bool:
     return path.is_file() and path.stat().st_size == shard.num_bytes and sidecar_path(path).is_file()
 
 
-def _render_pieces(
-    unit: PackingUnit, render: Render, rules: PackingRules, filtered: Counter[str], rejects: list[RejectedDocument]
+@dataclass(slots=True)
+class _Read:
+    """Samples read so far, and which of them became no document."""
+
+    num_samples: int = 0
+    filtered: Counter[str] = field(default_factory=Counter[str])
+    rejects: list[RejectedDocument] = field(default_factory=list[RejectedDocument])
+
+    @property
+    def num_told(self) -> int:
+        """Samples that became documents."""
+        return self.num_samples - self.filtered.total() - len(self.rejects)
+
+
+def _tell_filler(unit: PackingUnit, rules: PackingRules, read: _Read) -> Iterator[Piece]:
+    """Every sample of the unit's filler once, then all of them again with the next draw: only as far as rows ask for it."""
+    if rules.filler is None:
+        return
+    for draw in range(rules.filler.draws):
+        slices = [replace(run, draw=draw) for run in unit.filler]
+        yield from _tell(slices, rules.filler, unit.validation, rules, read)
+
+
+def _tell(
+    slices: Iterable[Slice], telling: Telling, validation: bool, rules: PackingRules, read: _Read
 ) -> Iterator[Piece]:
     """The only place that catches a document's failure; everything else may stop the unit."""
-    for origin, sample in _read_samples(unit):
-        reason = _filter_reason(sample, unit, rules)
-        if reason:
-            filtered[reason] += 1
+    for origin, sample in read_samples(slices):
+        read.num_samples += 1
+        if reason := _filter_reason(sample, telling, validation, rules):
+            read.filtered[reason] += 1
             continue
         try:
-            document = render(sample, origin.draw)
+            document = telling.render(sample, origin.draw)
+            if telling.long_documents == "leave" and len(document.token_ids) > rules.sequence_length:
+                read.filtered["filler_unused"] += 1
+                continue
             # Held in the vocabulary's own type: a quarter of the memory of int64.
             slim = replace(document, token_ids=document.token_ids.astype(rules.vocabulary.dtype))
-            yield from cut_to_fit(
+            pieces = cut_to_fit(
                 slim,
                 sequence_length=rules.sequence_length,
-                long_documents=rules.long_documents,
+                long_documents="reject" if telling.long_documents == "reject" else "split",
                 dataset=origin.dataset,
             )
         except SampleError as error:
-            rejects.append(RejectedDocument(sample.sample_id, origin.draw, error.reason, str(error)))
+            read.rejects.append(RejectedDocument(sample.sample_id, origin.draw, error.reason, str(error)))
+            continue
+        yield from pieces
 
 
-def _read_samples(unit: PackingUnit) -> Iterator[tuple[Slice, TokenizedSample]]:
-    for piece in unit.slices:
-        for table in _read_rows(piece.folder / piece.shard, piece.start, piece.stop):
-            for sample in table_to_samples(table):
-                yield piece, sample
-
-
-def _read_rows(path: Path, start: int, stop: int) -> Iterator[pa.Table]:
-    """Rows ``[start, stop)`` of a Parquet file, one row group at a time."""
-    try:
-        opened = pq.ParquetFile(arrow_source(path))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DatasetError(
-            f"{path}: expected a shard of samples, found {error}; run anygpt-verify on its folder"
-        ) from error
-    with opened as file:
-        first = 0
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
-            begin, end = max(start, first), min(stop, first + size)
-            if begin < end:
-                yield file.read_row_group(group).slice(begin - first, end - begin)
-            first += size
-
-
-def _filter_reason(sample: TokenizedSample, unit: PackingUnit, rules: PackingRules) -> str:
-    if rules.splits and sample.split not in rules.splits:
+def _filter_reason(sample: TokenizedSample, telling: Telling, validation: bool, rules: PackingRules) -> str:
+    if telling.splits and sample.split not in telling.splits:
         return "other_split"
-    if is_validation(sample.sample_id, rules.validation_share) != unit.validation:
-        return "training_part" if unit.validation else "validation_part"
+    share = rules.validation_share
+    if share and is_validation(sample, share, by=rules.validation_by) != validation:
+        return "training_part" if validation else "validation_part"
     return ""
 
 
-def _tally(
-    unit: PackingUnit,
-    pieces: Sequence[Piece],
-    rules: PackingRules,
-    shard: ShardEntry | None,
-    sidecar_sha256: str,
-    filtered: Counter[str],
-    rejects: Sequence[RejectedDocument],
-) -> UnitResult:
-    sources: Counter[str] = Counter()
-    tokens: Counter[str] = Counter()
-    documents: Counter[str] = Counter()
-    cut = split = 0
-    for piece in pieces:
-        sources[piece.dataset] += len(piece)
-        tokens[piece.document.direction] += len(piece)
-        if piece.start == 0:
-            documents[piece.document.direction] += 1
-            whole = len(piece.document.token_ids)
-            cut += len(piece) < whole <= rules.sequence_length
-            split += whole > rules.sequence_length
-    return UnitResult(
-        fingerprint=unit.fingerprint,
-        shard=shard,
-        sidecar_sha256=sidecar_sha256,
-        inputs=sum(piece.stop - piece.start for piece in unit.slices),
-        written=sum(documents.values()),
-        filtered=dict(sorted(filtered.items())),
-        rejected=dict(sorted(Counter(reject.reason for reject in rejects).items())),
-        tokens_by_source=dict(sorted(sources.items())),
-        tokens_by_direction=dict(sorted(tokens.items())),
-        documents_by_direction=dict(sorted(documents.items())),
-        cut=cut,
-        split=split,
-        rejects=tuple(rejects),
-    )
+def _count_cuts(pieces: Iterable[Piece], sequence_length: int) -> tuple[int, int]:
+    """Documents cut although they fit a row, and documents split because they do not."""
+    first = [(len(piece), len(piece.document.token_ids)) for piece in pieces if piece.start == 0]
+    cut = sum(length < whole <= sequence_length for length, whole in first)
+    return cut, sum(whole > sequence_length for _, whole in first)
 
 
 def _entry_bytes(result: UnitResult) -> bytes:

@@ -28,7 +28,7 @@ from shards.vocabulary import Modality
 from shards.writer import commit_table
 from tokenize_jobs import packing_cli as cli
 from tokenize_jobs.packing_config import PackingConfig
-from tokenize_jobs.packing_unit import is_validation, plan_slices
+from tokenize_jobs.packing_slices import plan_slices
 
 SENTENCE = "a red blue green square circle on the left right of one spoken sentence with music in it"
 WORDS = SENTENCE.split()
@@ -40,9 +40,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     train_text_tokenizer([" ".join(WORDS)] * 3, 300, folder / "text")
     rng = np.random.default_rng(0)
-    _write(folder / "pictures", [_picture(rng, number) for number in range(90)], shard_rows=40)
-    _write(folder / "speech", [_speech(rng, number) for number in range(50)], shard_rows=30)
+    write_samples(folder / "pictures", pictures(90), shard_rows=40)
+    write_samples(folder / "speech", [_speech(rng, number) for number in range(50)], shard_rows=30)
     return folder
+
+
+def pictures(count: int) -> list[TokenizedSample]:
+    """Captioned pictures; fewer are the first of more."""
+    rng = np.random.default_rng(1)
+    return [_picture(rng, number) for number in range(count)]
 
 
 def _words(rng: np.random.Generator) -> str:
@@ -64,7 +70,8 @@ def _speech(rng: np.random.Generator, number: int) -> TokenizedSample:
     return TokenizedSample(f"speech/{number}", "speech", split, (speech, text), Provenance("b.opus"))
 
 
-def _write(folder: Path, samples: list[TokenizedSample], *, shard_rows: int) -> None:
+def write_samples(folder: Path, samples: list[TokenizedSample], *, shard_rows: int) -> None:
+    """A dataset of sample shards."""
     folder.mkdir()
     entries = []
     for number, start in enumerate(range(0, len(samples), shard_rows)):
@@ -93,6 +100,13 @@ draws = 2
 path = {str(inputs / "speech")!r}
 directions = {{ speech_to_text = 0.5, text_to_speech = 0.5 }}
 splits = ["train"]
+
+[datasets.topped]
+path = {str(inputs / "speech")!r}
+splits = ["train"]
+
+[datasets.topped.filler]
+path = {str(inputs / "pictures")!r}
 """,
         encoding="utf-8",
     )
@@ -125,16 +139,16 @@ def contents(folder: Path, *, report: bool = False) -> dict[str, str]:
 
 def test_nothing_is_lost_on_the_way(packed: Path) -> None:
     report = json.loads((packed / "report.json").read_text(encoding="utf-8"))
-    assert report["inputs"] == 2 * 90 + 50
-    assert report["filtered"] == {"other_split": 5}
-    assert report["rejected"] == {"text_missing": 1}
-    assert report["written"] == 230 - 5 - 1
+    pictures, speech = report["datasets"]["pictures"], report["datasets"]["speech"]
+    assert (pictures["inputs"], pictures["written"], speech["inputs"], speech["written"]) == (180, 180, 50, 50 - 5 - 1)
+    assert (speech["filtered"], speech["rejected"]) == ({"other_split": 5}, {"text_missing": 1})
     assert report["cut"] == 0
-    assert report["datasets"]["pictures"]["fill"] > 0.9
+    assert pictures["fill"] > 0.9
     assert set(report["tokens"]) == {"text", "image", "speech"}
-    assert report["tokens"]["image"] == 2 * 90 * 34
+    assert report["datasets"]["topped"]["filler"]["documents"] > 0
+    assert pictures["tokens"]["image"] == 2 * 90 * 34
     assert sum(report["tokens_by_direction"].values()) == sum(report["tokens"].values())
-    for name in ("pictures", "speech"):
+    for name in report["datasets"]:
         assert verify_dataset(packed / name).faults == ()
     rejects = pq.read_table(packed / "speech" / "rejects.parquet").to_pylist()
     assert [(reject["sample_id"], reject["reason"]) for reject in rejects] == [("speech/7", "text_missing")]
@@ -180,7 +194,7 @@ with ray_session(workers=2):
 
 
 # Where the process dies: after the nth call of the function that makes a file durable.
-@pytest.mark.parametrize("survived_commits", [0, 1, 2, 4, 9])
+@pytest.mark.parametrize("survived_commits", [0, 1, 2, 9, 17])
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(
     packed: Path, inputs: Path, tmp_path: Path, survived_commits: int
 ) -> None:
@@ -214,20 +228,6 @@ def test_another_config_does_not_overwrite_what_is_there(
     assert cli.pack(arguments(inputs, packed, packed.parent / "other.toml", "seed=1")) == 1
     assert "remove that folder or choose another output" in capsys.readouterr().err
     assert contents(packed, report=True) == before
-
-
-def test_a_validation_part_overlaps_nothing_and_stays_when_samples_are_added(inputs: Path, tmp_path: Path) -> None:
-    given = arguments(inputs, tmp_path / "out", tmp_path / "config.toml", "validation_share=0.2")
-    assert cli.pack(given) == 0
-    parts = []
-    for name in ("pictures", "pictures-validation"):
-        paths = sorted((tmp_path / "out" / name).glob("*.samples.parquet"))
-        parts.append({sample_id for path in paths for sample_id in pq.read_table(path)["sample_id"].to_pylist()})
-        assert verify_dataset(tmp_path / "out" / name).faults == ()
-    assert not parts[0] & parts[1]
-    assert parts[0] | parts[1] == {f"pictures/{number}" for number in range(90)}
-    assert parts[1] == {sample_id for sample_id in parts[0] | parts[1] if is_validation(sample_id, 0.2)}
-    assert 5 < len(parts[1]) < 35
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(
@@ -369,8 +369,11 @@ def test_the_log_says_what_was_done_beside_the_datasets(inputs: Path, tmp_path: 
     given = arguments(inputs, tmp_path / "out", tmp_path / "config.toml")
     assert cli.pack(given) == 0
     lines = [json.loads(line) for line in (tmp_path / "out.log.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [line["event"] for line in lines] == ["pack_begun", *["unit_done"] * 4, *["dataset_done"] * 2]
-    assert sum(line["written"] for line in lines if line["event"] == "unit_done") == 224
+    assert [line["event"] for line in lines] == ["pack_begun", *["unit_done"] * 5, *["dataset_done"] * 3]
+    assert (
+        sum(line["written"] for line in lines[:5] if line["event"] == "unit_done" and line["dataset"] != "topped")
+        == 224
+    )
     assert cli.pack(given) == 0
     assert len((tmp_path / "out.log.jsonl").read_text(encoding="utf-8").splitlines()) == len(lines)
 
