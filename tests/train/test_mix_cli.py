@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from configs.load import validate
 from train.mix_cli import main
+from train.mix_config import DatasetSize, PhasedMixtureConfig
 
 RUN = "steps = 100\nbatch_rows = 20\nsequence_length = 50\n"
 
@@ -58,8 +62,6 @@ def test_text_and_padding_make_the_epochs_fewer(repository: Path, run_json):
 
 def test_the_shares_of_the_paper_are_those_of_the_shipped_mixture(repository: Path, run_json):
     """paper-table7.toml splits two lines of Table 7 among their corpora; the sums are the same."""
-    import tomllib
-
     text = (repository / "configs/mixtures/paper-table7.toml").read_text(encoding="utf-8")
     split = tomllib.loads(text)["shares"]
     joined = by_name(run_json(str(repository / "configs/mixtures/paper-epochs.toml")), "share")
@@ -155,3 +157,15 @@ def test_dry_run_prints_the_resolved_config_first(repository: Path, capsys: pyte
     assert main([str(repository / "configs/mixtures/paper-epochs-packed.toml"), "--dry-run", "--set", "seed=4"]) == 0
     text = capsys.readouterr().out
     assert '"seed": 4' in text and text.index('"seed": 4') < text.index("paper-epochs-packed: 81,000 steps")
+
+
+def test_the_examples_of_the_page_are_files_that_load(repository: Path):
+    """docs/mixtures.md: the first block is a mixture file, the second one describes datasets."""
+    page = (repository / "docs/mixtures.md").read_text(encoding="utf-8")
+    first, second = (tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
+    mixture = validate(first, PhasedMixtureConfig, where="docs/mixtures.md")
+    assert mixture.names == ["image", "speech", "music", "journeydb"] and mixture.max_epochs == 4.0
+    sizes = {name: validate(size, DatasetSize, where=name) for name, size in second["datasets"].items()}
+    assert sizes["mls"].holding(4500).tokens == {"text": 440_000_000, "speech": 7_920_000_000}
+    assert sizes["journeydb"].holding(4500).num_rows == -(-4_429_000 * 32 // 4500)
+    assert sizes["music"].holding(4500).num_rows == 250_000
