@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from shards.convert import export_jsonl, import_jsonl
+from shards.convert_cli import convert as convert  # the command's entry point is here
 from shards.errors import AnyGPTError
 from shards.storage import open_path
 from shards.verify import Verification, verify_dataset
@@ -32,31 +31,6 @@ def verify(argv: Sequence[str] | None = None) -> int:
             print(f"  fault: {fault}", file=sys.stderr)
         sound = sound and not result.faults
     return 0 if sound else 1
-
-
-def convert(argv: Sequence[str] | None = None) -> int:
-    """``anygpt-convert import JSONL DATASET`` and ``anygpt-convert export DATASET JSONL``: AnyGPT's own data files."""
-    parser = argparse.ArgumentParser(
-        prog="anygpt-convert", description="AnyGPT's data files to sample shards and back."
-    )
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    for verb, source, output in (("import", "folder of .jsonl files", "dataset"), ("export", "dataset", "folder")):
-        command = verbs.add_parser(verb, help=f"{source} -> {output}")
-        command.add_argument("source", type=Path, help=source)
-        command.add_argument("output", type=Path, help=output)
-    args = parser.parse_args(argv)
-    try:
-        if args.verb == "export":
-            counts = {name: f"{count:,}" for name, count in export_jsonl(args.source, args.output).items()}
-        else:
-            manifest = import_jsonl(args.source, args.output)
-            counts = {**manifest.counts, "inexact": manifest.extra["inexact"], **manifest.tokens}
-    except AnyGPTError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    width = max(map(len, counts), default=0)
-    print("\n".join([str(args.output), *(f"  {name:<{width}}  {count}" for name, count in counts.items())]))
-    return 0
 
 
 def _table(result: Verification) -> str:
