@@ -114,10 +114,18 @@ class Schedule:
         Schedules that agree in it read the same rows until then: a run may be continued at ``stop`` under another plan of
         what follows.
         """
-        begun = [stretch for stretch in self.stretches if stop is None or stretch.start < max(stop, 1)]
+        begun = self._begun(stop)
         if len(begun) == 1:
             return begun[0].mixture.fingerprint
         return fingerprint([[stretch.start, stretch.mixture.fingerprint] for stretch in begun])
+
+    def names_until(self, stop: int) -> tuple[str, ...]:
+        """Datasets with a share anywhere in positions ``[0, stop)``, in the order of ``names``."""
+        found = {name for stretch in self._begun(stop) for name in stretch.mixture.names}
+        return tuple(name for name in self.names if name in found)
+
+    def _begun(self, stop: int | None) -> list[Stretch]:
+        return [stretch for stretch in self.stretches if stop is None or stretch.start < max(stop, 1)]
 
     def locate(self, position: int) -> tuple[str, int]:
         """Name of the dataset and the row to read at ``position``."""

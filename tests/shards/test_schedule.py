@@ -145,6 +145,8 @@ def test_rows_until_a_step_do_not_depend_on_phases_after_it(schedule: Schedule, 
     assert schedule.fingerprint_until(stop) == changed.fingerprint_until(stop)
     assert changed.fingerprint != schedule.fingerprint
     assert schedule.fingerprint_until(stop + 1) != changed.fingerprint_until(stop + 1)
+    assert schedule.names_until(stop) == changed.names_until(stop)
+    assert "mls" in changed.names_until(stop + 1)
     positions = np.arange(min(stop, step * BATCH))
     here, there = schedule.locate_many(positions), changed.locate_many(positions)
     assert [schedule.names[d] for d in here[0]] == [changed.names[d] for d in there[0]]
