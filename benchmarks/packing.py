@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -44,6 +44,13 @@ def lengths_of(shares: tuple[float, ...], seed: int = 0) -> np.ndarray:
     return kinds[rng.choice(4, NUM_DOCUMENTS, p=shares), np.arange(NUM_DOCUMENTS)]
 
 
+def _faults(rows: Sequence[np.ndarray], num_documents: int) -> int:
+    """Documents in two rows, which are cut, and those in none, which are lost."""
+    placed = np.concatenate(rows)
+    once = len(np.unique(placed))
+    return len(placed) - once + (num_documents - once)
+
+
 def measure_filler() -> tuple[float, float]:
     """Print the line of music topped up with captions; return its fill and CPU seconds per million documents."""
     music = lengths_of(MIXES["music only"])
@@ -60,7 +67,8 @@ def measure_filler() -> tuple[float, float]:
     fill = 1 - float(free.sum()) / (len(rows) * SEQUENCE_LENGTH)
     both = np.concatenate([music, offered])
     per_million = seconds / (len(both) / 1_000_000)
-    print(f"{'music, captions':<16}{both.mean():>10.0f}{fill:>10.3%}{0:>6}{per_million:>14.2f}")
+    cut = _faults(rows, len(music))
+    print(f"{'music, captions':<16}{both.mean():>10.0f}{fill:>10.3%}{cut:>6}{per_million:>14.2f}")
     print(f"of {len(offered):,} captions {1 - placed.mean():.1%} found no place")
     return fill, per_million
 
@@ -81,9 +89,7 @@ def measure() -> Mapping[str, float]:
         start = time.process_time()
         rows = plan_rows(lengths, capacity=SEQUENCE_LENGTH)
         seconds[name] = time.process_time() - start
-        placed = np.concatenate(rows)
-        # A document is cut if it is in two rows; one that is missing would be lost.
-        cut += len(placed) - len(np.unique(placed)) + (len(lengths) - len(np.unique(placed)))
+        cut += _faults(rows, len(lengths))
         fullest = max(int(lengths[members].sum()) for members in rows)
         assert fullest <= SEQUENCE_LENGTH, f"{name}: a row of {fullest} ids"
         fills[name] = float(lengths.sum() / (len(rows) * SEQUENCE_LENGTH))

@@ -52,9 +52,12 @@ class PackingPlan:
 def plan_packing(config: PackingConfig, language: Language, *, limit: int | None = None) -> list[PackingPlan]:
     """What has to be made, from the datasets' manifests alone.
 
+    Args:
+        limit: of every dataset and of its filler, use the first so many samples only.
+
     Raises:
         DatasetError: a source is missing or no sample shards; an output folder holds something else.
-        ConfigError: unknown directions, or shares that do not sum to 1.
+        ConfigError: unknown directions, shares that do not sum to 1, or a dataset that is its own filler.
     """
     plans: list[PackingPlan] = []
     for name, source in config.datasets.items():

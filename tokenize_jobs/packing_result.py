@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 
+from pipeline.packing_plan import Int64s
 from shards.manifest import ShardEntry
 from shards.packed import PackedRow
 from shards.vocabulary import Vocabulary
@@ -76,19 +79,21 @@ def count_rows(rows: Sequence[PackedRow], vocabulary: Vocabulary, *, fillers: Co
     filler = dict.fromkeys(FILLER_COUNTS, 0)
     names = vocabulary.modality_names()
     index = vocabulary.modality_index()
-    sources: dict[str, np.ndarray] = {}
+    sources: dict[str, Int64s] = {}
     for row in rows:
         modalities = index[row.token_ids[: row.num_tokens]]
-        for place in row.placements:
-            length = place.stop - place.start
-            tokens[place.direction] += length
-            documents[place.direction] += place.offset == 0
-            found = np.bincount(modalities[place.start : place.stop], minlength=len(names))
-            sources[place.dataset] = sources.get(place.dataset, 0) + found
-            if place.dataset in fillers:
-                filler["documents"] += 1
-                filler["tokens"] += length
-                filler["repeated"] += place.draw > 0
+        for source, neighbours in groupby(row.placements, key=attrgetter("dataset")):
+            places = list(neighbours)
+            found = np.bincount(modalities[places[0].start : places[-1].stop], minlength=len(names))
+            sources[source] = sources[source] + found if source in sources else found
+            for place in places:
+                length = place.stop - place.start
+                tokens[place.direction] += length
+                documents[place.direction] += place.offset == 0
+                if source in fillers:
+                    filler["documents"] += 1
+                    filler["tokens"] += length
+                    filler["repeated"] += place.draw > 0
     by_source = {
         source: {name: int(count) for name, count in zip(names, counts, strict=True) if count}
         for source, counts in sorted(sources.items())

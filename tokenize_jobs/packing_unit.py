@@ -18,7 +18,7 @@ from pipeline.documents import Document
 from pipeline.packing import LongDocuments, Piece, cut_to_fit, pack_best_fit
 from shards.errors import DatasetError, RejectBudgetExceeded, SampleError
 from shards.manifest import ShardEntry
-from shards.packed import sidecar_path, write_packed_shard
+from shards.packed import PackedRow, sidecar_path, write_packed_shard
 from shards.records import TokenizedSample
 from shards.vocabulary import Vocabulary
 from shards.writer import commit_bytes, file_sha256
@@ -123,10 +123,7 @@ def pack_unit(unit: PackingUnit, rules: PackingRules) -> UnitResult:
     check_budget(rejects, inputs, rules.reject_budget, unit.shard)
     counts = count_rows(rows, rules.vocabulary, fillers={run.dataset for run in unit.filler})
     filtered = main.filtered + spare.filtered + Counter(filler_unused=spare.num_told - counts.filler["documents"])
-    shard, sidecar = None, ""
-    if rows:
-        shard = write_packed_shard(unit.shard, rows, vocabulary=rules.vocabulary, sequence_length=rules.sequence_length)
-        sidecar = file_sha256(sidecar_path(unit.shard))
+    shard, sidecar = _commit_rows(unit.shard, rows, rules)
     cut, split = _count_cuts(pieces, rules.sequence_length)
     result = UnitResult(
         fingerprint=unit.fingerprint,
@@ -246,6 +243,14 @@ def _filter_reason(sample: TokenizedSample, telling: Telling, validation: bool, 
     if share and is_validation(sample, share, by=rules.validation_by) != validation:
         return "training_part" if validation else "validation_part"
     return ""
+
+
+def _commit_rows(path: Path, rows: Sequence[PackedRow], rules: PackingRules) -> tuple[ShardEntry | None, str]:
+    """The shard's entry and its sidecar's sha256; no files when there are no rows."""
+    if not rows:
+        return None, ""
+    shard = write_packed_shard(path, rows, vocabulary=rules.vocabulary, sequence_length=rules.sequence_length)
+    return shard, file_sha256(sidecar_path(path))
 
 
 def _count_cuts(pieces: Iterable[Piece], sequence_length: int) -> tuple[int, int]:
