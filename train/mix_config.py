@@ -137,7 +137,7 @@ def open_datasets(
         if folder is None or not folder.is_dir():
             raise ConfigError(
                 f"{where}: dataset {name!r}: expected a packed dataset in {folder or 'data/' + name}, found none; pack it "
-                f"first, set data or paths, or give its size under [datasets.{name}]"
+                f"first, or set data or paths; a file for anygpt-mix may give its size under [datasets.{name}]"
             )
         opened[name] = open_packed(folder, verify="off")
     lengths = {name: dataset.sequence_length for name, dataset in opened.items()}
