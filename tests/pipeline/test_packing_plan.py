@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.packing_plan import UNPLACED, assign_best_fit, fill_gaps, plan_rows
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(1, 60), max_size=300), st.integers(60, 150))
 def test_placing_equal_lengths_at_once_is_placing_them_one_by_one(lengths: list[int], capacity: int) -> None:
     """The run-length form opens exactly as many rows, filled to the same levels, as one row after the other."""
@@ -23,7 +23,7 @@ def test_placing_equal_lengths_at_once_is_placing_them_one_by_one(lengths: list[
     assert set(row_of.tolist()) == set(range(len(filled)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(0, 80), max_size=40), st.lists(st.integers(1, 60), max_size=200))
 def test_filling_gaps_is_filling_them_one_by_one(gaps: list[int], lengths: list[int]) -> None:
     """Nothing overflows, and what finds no place is longer than every gap that is left."""

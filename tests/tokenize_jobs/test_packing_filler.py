@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from shards.audit import trace
 from shards.lineage import is_fresh
 from shards.manifest import Manifest, ShardEntry, read_manifest
 from shards.records import FORMAT_VERSION
@@ -158,3 +159,29 @@ def test_filler_and_main_of_one_part_share_no_content_with_the_other(inputs: Pat
     )
     assert train and validation and not train & validation
     assert any(name.startswith("pictures") for name in validation)
+
+
+def test_a_filler_document_leads_back_to_its_sample_and_no_path_is_stored(inputs: Path, tmp_path: Path) -> None:
+    assert pack([configured(inputs, tmp_path / "out")]) == 0
+    folder = tmp_path / "out" / "topped"
+    used = next(record for record in records(folder) if record["dataset"] == "pictures")
+    trail = trace(folder, used["sample_id"], samples=[inputs / "pictures", inputs / "speech"])
+    assert [(place.source, place.row, place.start) for place in trail.places] == [
+        ("pictures", used["row"], used["start"])
+    ]
+    assert [sample.member or sample.source_file for sample in trail.samples] == ["a.tar"]
+    assert trail.notes == ()
+    assert str(inputs) not in (folder / "manifest.json").read_text(encoding="utf-8")
+
+
+def test_a_filler_document_longer_than_a_row_is_left_alone(inputs: Path, tmp_path: Path) -> None:
+    """Neither split nor rejected: a filler may hold anything, its short documents are what is wanted."""
+    config = configured(inputs, tmp_path / "out", filler="speech", path="pictures")
+    settings = ["sequence_length=170", "datasets.topped.filler.directions={ speech_to_text = 1.0 }"]
+    assert pack([config, *(part for setting in settings for part in ("--set", setting))]) == 0
+    manifest = read_manifest(tmp_path / "out" / "topped")
+    assert manifest.extra["split"] == manifest.extra["cut"] == 0
+    assert manifest.extra["sources"]["speech"] > 0
+    assert manifest.counts["filtered"]["filler_unused"] > 0
+    assert set(manifest.counts["rejected"]) <= {"text_missing"}
+    assert all(record["offset"] == 0 for record in records(tmp_path / "out" / "topped"))
