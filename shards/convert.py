@@ -138,7 +138,8 @@ def export_jsonl(dataset: Path, output: Path) -> dict[str, int]:
     manifest = read_manifest(dataset)
     if manifest.kind != "samples":
         raise DatasetError(
-            f"{dataset}: expected sample shards, found a dataset of kind {manifest.kind!r}; export those"
+            f"{dataset}: expected sample shards, found a dataset of kind {manifest.kind!r}; export those, or packed shards "
+            "with --format megatron, mds or webdataset"
         )
     endings: dict[str, bool] = manifest.extra.get("final_newline", {})
     samples = (

@@ -188,8 +188,8 @@ def _restore(kind: Format, source: Path, sidecar: Sidecar, output: Path) -> Mani
             entries.append(replace(written, path=entry.path))
         if next(rows, None) is not None:
             raise _changed(source, f"{origin.num_rows:,} rows", "more")
-        if (rejects := source / FOLDER / REJECTS_NAME).is_file():
-            commit_bytes(folder / REJECTS_NAME, rejects.read_bytes())
+        if REJECTS_NAME in sidecar.files:
+            commit_bytes(folder / REJECTS_NAME, sidecar.read(Path(REJECTS_NAME)))
         return _finish(folder, replace(origin, shards=tuple(entries)))
 
 

@@ -4,7 +4,8 @@
     SHARD.samples.parquet        which sample every stretch of a row came from, copied
     SHARD.rows.parquet           documents and loss spans of each row, only where the format itself cannot say them
     rejects.parquet              copied, if the dataset has one
-    convert.json                 format, version of the converter, what it was made of, a CRC-32 of each shard's rows
+    convert.json                 format, version of the converter, what it was made of, the sha256 of each file above and
+                                 a CRC-32 of each shard's rows, and a fingerprint of all this
 
 With it the way back gives the same dataset. Without it, or when the foreign files are not those it was written for, they
 are read as anybody's.
@@ -12,8 +13,9 @@ are read as anybody's.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.convert_rows import shard_digest
-from shards.errors import ConfigError, DatasetError
+from shards.errors import ChecksumMismatch, ConfigError, DatasetError
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, fingerprint
 from shards.packed import Placement, sidecar_path
 from shards.reader import OpenShard, PackedDataset
@@ -53,6 +55,7 @@ class Sidecar:
         made_of: of which dataset, by which converter.
         origin: the manifest of the dataset that was exported.
         digests: CRC-32 of each of its shards' rows, see :func:`shards.convert_rows.shard_digest`.
+        files: name below ``anygpt/`` -> sha256.
     """
 
     root: Path
@@ -60,10 +63,19 @@ class Sidecar:
     made_of: str
     origin: Manifest
     digests: tuple[str, ...]
+    files: Mapping[str, str]
+
+    def read(self, name: Path) -> bytes:
+        """A file below ``anygpt/``.
+
+        Raises:
+            DatasetError: it is missing, or not what was written.
+        """
+        return _read_checked(self.root / FOLDER / name, self.files.get(name.as_posix(), ""))
 
     def placements(self, shard: ShardEntry) -> list[list[Placement]]:
         """Of every row of a shard."""
-        table = _read_table(self.root / FOLDER / sidecar_path(Path(shard.path)))
+        table = pq.read_table(pa.BufferReader(self.read(sidecar_path(Path(shard.path)))))
         rows: list[list[Placement]] = [[] for _ in range(shard.num_rows)]
         for record in table.drop_columns(["position"]).to_pylist():
             rows[record.pop("row")].append(Placement(**record))
@@ -71,7 +83,7 @@ class Sidecar:
 
     def rows(self, shard: ShardEntry) -> list[dict[str, Any]]:
         """``documents`` and ``loss_spans`` of every row of a shard, of a format that cannot say them."""
-        return _read_table(self.root / FOLDER / rows_path(shard)).to_pylist()
+        return pq.read_table(pa.BufferReader(self.read(rows_path(shard)))).to_pylist()
 
 
 def made_of(dataset: Path, format: str) -> str:
@@ -113,13 +125,16 @@ def write_sidecar(folder: Path, dataset: PackedDataset, format: str) -> None:
             ) from error
         commit_bytes(folder / FOLDER / name, data)
     commit_bytes(folder / FOLDER / ORIGIN_NAME, (dataset.folder / MANIFEST_NAME).read_bytes())
+    written = sorted(path for path in (folder / FOLDER).rglob("*") if path.is_file())
     facts = {
         "converter": CONVERTER_VERSION,
         "format": format,
         "made_of": made_of(dataset.folder, format),
+        "files": {path.relative_to(folder / FOLDER).as_posix(): file_sha256(path) for path in written},
         "rows_crc32": [shard_digest(dataset.shard(number)) for number in range(dataset.num_shards)],
     }
-    commit_bytes(folder / FOLDER / CONVERT_NAME, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+    text = json.dumps(facts | {"check": fingerprint(facts)}, indent=1, sort_keys=True) + "\n"
+    commit_bytes(folder / FOLDER / CONVERT_NAME, text.encode())
 
 
 def read_sidecar(root: Path, format: str) -> Sidecar | None:
@@ -131,19 +146,26 @@ def read_sidecar(root: Path, format: str) -> Sidecar | None:
     path = root / FOLDER / CONVERT_NAME
     if not path.is_file():
         return None
-    facts = _read_json(path)
+    facts = dict(_read_json(path))
+    if (check := facts.pop("check", None)) != fingerprint(facts):
+        raise ChecksumMismatch(
+            f"{path}: expected contents with the fingerprint {check}, found {fingerprint(facts)}; copy it again, or remove "
+            f"the folder {FOLDER}/ to read the files as anybody's"
+        )
     if (facts.get("converter"), facts.get("format")) != (CONVERTER_VERSION, format):
         raise DatasetError(
             f"{path}: expected format {format!r} of converter {CONVERTER_VERSION}, found {facts.get('format')!r} of "
             f"{facts.get('converter')}; give the --format it was exported as, or export it again"
         )
-    origin = _read_manifest(root / FOLDER / ORIGIN_NAME)
-    digests: Sequence[str] = facts.get("rows_crc32", ())
+    files, digests = facts.get("files"), facts.get("rows_crc32")
+    if not isinstance(files, dict) or not isinstance(digests, list):
+        raise DatasetError(f"{path}: expected the checksums of files and rows, found none; export it again")
+    origin = _read_manifest(root / FOLDER / ORIGIN_NAME, str(files.get(ORIGIN_NAME)))
     if len(digests) != len(origin.shards):
         raise DatasetError(
             f"{path}: expected a CRC-32 for each of {len(origin.shards)} shards, found {len(digests)}; export it again"
         )
-    return Sidecar(root, format, str(facts.get("made_of")), origin, tuple(digests))
+    return Sidecar(root, format, str(facts.get("made_of")), origin, tuple(digests), files)
 
 
 def read_vocabulary(path: Path) -> Vocabulary:
@@ -164,9 +186,9 @@ def read_vocabulary(path: Path) -> Vocabulary:
         ) from error
 
 
-def _read_manifest(path: Path) -> Manifest:
-    data = dict(_read_json(path))
+def _read_manifest(path: Path, sha256: str) -> Manifest:
     try:
+        data = json.loads(_read_checked(path, sha256))
         shards = tuple(ShardEntry(**shard) for shard in data.pop("shards"))
         vocabulary = Vocabulary.from_json(data.pop("vocabulary"))
         return Manifest(shards=shards, vocabulary=vocabulary, **data)
@@ -184,11 +206,12 @@ def _read_json(path: Path) -> Mapping[str, Any]:
     return data
 
 
-def _read_table(path: Path) -> pa.Table:
+def _read_checked(path: Path, sha256: str) -> bytes:
+    again = f"copy it again, or remove the folder {FOLDER}/ to read the files as anybody's"
     try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DatasetError(
-            f"{path}: expected what the export left here, found {error}; export it again, or remove the folder "
-            f"{FOLDER}/ to read the files as anybody's"
-        ) from error
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"{path}: expected what the export left here, found {error}; {again}") from error
+    if (found := hashlib.sha256(data).hexdigest()) != sha256:
+        raise ChecksumMismatch(f"{path}: expected sha256 {sha256[:16]}..., found {found[:16]}...; {again}")
+    return data
