@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -165,6 +165,12 @@ def read_sidecar(root: Path, format: str) -> Sidecar | None:
         raise DatasetError(
             f"{path}: expected a CRC-32 for each of {len(origin.shards)} shards, found {len(digests)}; export it again"
         )
+    for name in (PurePosixPath(entry.path) for entry in origin.shards):
+        if name.is_absolute() or ".." in name.parts or name.suffix != ".arrow":
+            raise DatasetError(
+                f"{root / FOLDER / ORIGIN_NAME}: expected the name of a shard below its folder, found {str(name)!r}; it is "
+                f"not ours: remove the folder {FOLDER}/ to read the files as anybody's"
+            )
     return Sidecar(root, format, str(facts.get("made_of")), origin, tuple(digests), files)
 
 

@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from shards import convert_mds
 from shards.convert_packed import FORMATS, Wanted, export_packed, import_packed
 from shards.errors import ChecksumMismatch, DatasetError
+from shards.manifest import fingerprint
 from shards.packed import PackedRow
 from shards.reader import open_packed
 from shards.vocabulary import Vocabulary
@@ -300,12 +301,22 @@ def test_a_file_cut_anywhere_is_named(foreign: tuple[str, Path], known: bool, tm
         path.write_bytes(whole)
 
 
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """One dataset in every format, and the dataset."""
+    rows = [PackedRow(np.arange(n, n + LENGTH), LENGTH, (0, 5), ((1, LENGTH),)) for n in range(4)]
+    roots = {format: tmp_path_factory.mktemp(format) for format in FORMATS}
+    return {format: (exported(root, (NARROW, [rows]), format), root / "packed") for format, root in roots.items()}
+
+
 @settings(max_examples=60)
 @given(st.data())
-def test_any_flipped_byte_of_an_export_is_noticed_or_without_meaning(data: st.DataObject) -> None:
+def test_any_flipped_byte_of_an_export_is_noticed_or_without_meaning(
+    exports: dict[str, tuple[Path, Path]], data: st.DataObject
+) -> None:
     """Never another dataset, and never another error than ours."""
     format = data.draw(st.sampled_from(sorted(FORMATS)))
-    folder, packed = exports()[format]
+    folder, packed = exports[format]
     path = data.draw(st.sampled_from(sorted(path for path in folder.rglob("*") if path.is_file())))
     whole = path.read_bytes()
     damaged = bytearray(whole)
@@ -324,9 +335,11 @@ def test_any_flipped_byte_of_an_export_is_noticed_or_without_meaning(data: st.Da
 
 @settings(max_examples=60)
 @given(st.data())
-def test_a_flipped_byte_of_anybodys_files_gives_rows_of_the_vocabulary_or_our_error(data: st.DataObject) -> None:
+def test_a_flipped_byte_of_anybodys_files_gives_rows_of_the_vocabulary_or_our_error(
+    exports: dict[str, tuple[Path, Path]], data: st.DataObject
+) -> None:
     format = data.draw(st.sampled_from(sorted(FORMATS)))
-    folder, _ = exports()[format]
+    folder, _ = exports[format]
     path = data.draw(st.sampled_from(sorted(path for path in folder.iterdir() if path.is_file())))
     damaged = bytearray(path.read_bytes())
     damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
@@ -341,19 +354,6 @@ def test_a_flipped_byte_of_anybodys_files_gives_rows_of_the_vocabulary_or_our_er
         except DatasetError:
             return
         assert int(open_packed(Path(name) / "out").token_view(0).max()) < NARROW.size
-
-
-_EXPORTS: dict[str, tuple[Path, Path]] = {}
-
-
-def exports() -> dict[str, tuple[Path, Path]]:
-    """One dataset in every format, for the whole run."""
-    if not _EXPORTS:
-        for format in FORMATS:
-            root = Path(tempfile.mkdtemp())
-            rows = [PackedRow(np.arange(n, n + LENGTH), LENGTH, (0, 5), ((1, LENGTH),)) for n in range(4)]
-            _EXPORTS[format] = (exported(root, (NARROW, [rows]), format), root / "packed")
-    return _EXPORTS
 
 
 @pytest.mark.parametrize(
@@ -376,6 +376,21 @@ def test_a_damaged_megatron_index_is_named(tmp_path: Path, offset: int, data: by
     path.write_bytes(index)
     with pytest.raises(DatasetError, match=said):
         import_packed(path.parent, tmp_path / "again", "megatron")
+
+
+def test_a_sidecar_of_somebody_else_writes_nothing_outside_the_output(tmp_path: Path) -> None:
+    """Its checksums may be in order, for who makes one can compute them."""
+    rows = [PackedRow(np.arange(LENGTH), LENGTH, (0,), ())]
+    sidecar = exported(tmp_path, (NARROW, [rows]), "mds") / "anygpt"
+    origin = json.loads((sidecar / "origin.json").read_text(encoding="utf-8"))
+    origin["shards"][0]["path"] = "../elsewhere/shard-00000.arrow"
+    (sidecar / "origin.json").write_text(json.dumps(origin), encoding="utf-8")
+    facts = json.loads((sidecar / "convert.json").read_text(encoding="utf-8"))
+    facts["files"]["origin.json"] = hashlib.sha256((sidecar / "origin.json").read_bytes()).hexdigest()
+    del facts["check"]
+    (sidecar / "convert.json").write_text(json.dumps(facts | {"check": fingerprint(facts)}), encoding="utf-8")
+    with pytest.raises(DatasetError, match="expected the name of a shard below its folder"):
+        import_packed(sidecar.parent, tmp_path / "again", "mds")
 
 
 def test_a_damaged_mds_dataset_is_named(tmp_path: Path) -> None:

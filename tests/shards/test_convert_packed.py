@@ -220,9 +220,9 @@ def test_what_is_not_said_is_asked_for(packed_folder: Path, tmp_path: Path, caps
 @pytest.mark.parametrize("format", FORMATS)
 def test_memory_does_not_grow_with_the_dataset(format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Six times the shards take less than one and a half times the memory, there and back."""
-    monkeypatch.setattr(convert_mds, "SIZE_LIMIT", 1 << 13)
-    monkeypatch.setattr(convert_megatron, "CHUNK", 100)
-    rows = [random_row(np.random.default_rng(seed)) for seed in range(100)]
+    monkeypatch.setattr(convert_mds, "SIZE_LIMIT", 1 << 12)
+    monkeypatch.setattr(convert_megatron, "CHUNK", 60)
+    rows = [random_row(np.random.default_rng(seed)) for seed in range(60)]
     peaks: dict[int, list[int]] = {}
     for shards in (2, 12):
         folder = write_dataset(tmp_path / f"packed{shards}", NARROW, [rows] * shards)
