@@ -61,6 +61,11 @@ pack: setup ## sample shards to packed shards: CONFIG=configs/packing/...
 	@$(call need,CONFIG,$(wildcard configs/packing/*.toml))
 	@$(BIN)/anygpt-pack $(CONFIG) $(ARGS)
 
+.PHONY: mix
+mix: setup ## what a mixture comes to: shares, epochs, first repeats: CONFIG=configs/mixtures/...
+	@$(call need,CONFIG,$(wildcard configs/mixtures/*.toml))
+	@$(BIN)/anygpt-mix $(CONFIG) --plan $(ARGS)
+
 .PHONY: verify
 verify: setup ## prove that a dataset is whole: DATASET=folder
 	@$(call need,DATASET,the folder of a dataset)
