@@ -14,8 +14,9 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from shards.mixture import Int64s, Mixture
+from shards.mixture import Int64s
 from shards.reader import OpenShard, PackedDataset
+from shards.schedule import AnyMixture
 from shards.vocabulary import TokenIds
 
 
@@ -41,7 +42,7 @@ class Rows:
 class MixedRows:
     """The rows of a mixture's datasets by position. Files are opened, and checked, when they are first read from."""
 
-    def __init__(self, mixture: Mixture, datasets: Sequence[PackedDataset]) -> None:
+    def __init__(self, mixture: AnyMixture, datasets: Sequence[PackedDataset]) -> None:
         """
         Args:
             datasets: in the order of ``mixture.names``.

@@ -39,7 +39,7 @@ def is_finished(plan: Plan) -> bool:
     if checkpoint is None or not plan.final.is_dir():
         return False
     run = read_run_state(checkpoint)
-    return run.step >= plan.config.steps and dict(run.fingerprints) == plan.fingerprints
+    return run.step >= plan.config.steps and dict(run.fingerprints) == plan.fingerprints_at(run.step)
 
 
 def _run(plan: Plan, limit: int | None) -> int:

@@ -46,7 +46,10 @@ class Gauges:
             num_datasets=len(self._datasets),
         )
         if before and first_process:  # figures are summed over processes: one of them brings those from before
-            self.losses.sums += torch.tensor(before["losses"], dtype=torch.float64, device=device)
+            # The plan of later shares may have changed; datasets that were read already come first in both.
+            sums = torch.tensor(before["losses"], dtype=torch.float64, device=device)
+            known = min(sums.shape[1], len(self._datasets))
+            self.losses.sums[:, :known] += sums[:, :known]
         now = time.perf_counter()
         self._steps = int(before.get("steps", 0))
         self._wait_s = float(before.get("wait_s", 0.0))

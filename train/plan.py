@@ -14,10 +14,11 @@ from typing import Any
 from configs.load import load_config
 from shards.errors import ConfigError, DatasetError, FingerprintMismatch
 from shards.manifest import fingerprint
-from shards.mixture import Mixture
 from shards.reader import PackedDataset, open_packed, same_vocabulary
+from shards.schedule import Schedule
 from shards.vocabulary import MediaBlock, Vocabulary
 from train.config import MixtureConfig, SoundStormConfig, TrainConfig
+from train.mix_config import PhasedMixtureConfig, make_schedule
 
 FINAL_FOLDER = "final"
 VOCABULARY_NAME = "vocabulary.json"
@@ -56,7 +57,7 @@ class Plan:
 
     config: TrainConfig
     datasets: tuple[PackedDataset, ...]
-    mixture: Mixture
+    mixture: Schedule
     vocabulary: Vocabulary
     sequence_length: int
     shape: Shape | SoundStormConfig
@@ -67,6 +68,14 @@ class Plan:
         """The one medium of the vocabulary, with objective ``soundstorm``."""
         (block,) = self.vocabulary.blocks.values()
         return block
+
+    def fingerprints_at(self, step: int) -> dict[str, str]:
+        """Of everything that steps up to this one depend on: shares of later steps may change while a run goes on."""
+        position = step * self.config.batch_rows
+        begun = self.mixture.names_until(position)
+        later = {f"dataset {name}" for name in self.mixture.names if name not in begun}
+        kept = {name: value for name, value in self.fingerprints.items() if name not in later}
+        return kept | {"mixture": self.mixture.fingerprint_until(position)}
 
     @property
     def checkpoints(self) -> Path:
@@ -89,13 +98,13 @@ def make_plan(config: TrainConfig, *, where: str) -> Plan:
         ConfigError: a dataset's folder is missing, shares do not sum to 1, or sizes do not fit each other.
         FingerprintMismatch: datasets, or data and initial weights, have different vocabularies.
     """
-    names = load_config(config.mixture, MixtureConfig)
-    datasets = {name: _open(name, names, config) for name, share in names.shares.items() if share}
+    names = load_config(config.mixture, PhasedMixtureConfig)
+    datasets = {name: _open(name, names, config) for name in names.names}
     sizes = {name: dataset.num_rows for name, dataset in datasets.items()}
     try:
-        mixture = Mixture(names.shares, sizes, config.seed)
+        mixture = make_schedule(names, sizes, batch_rows=config.batch_rows, steps=config.steps, seed=config.seed)
     except ConfigError as error:
-        raise ConfigError(f"{config.mixture}: key 'shares': {error}") from error
+        raise ConfigError(f"{config.mixture}: {error}") from error
     vocabulary = same_vocabulary(datasets)
     sequence_length = _same_length(datasets)
     shape = _shape(config, vocabulary) if config.objective == "language_model" else _speech_shape(config, vocabulary)
@@ -158,7 +167,7 @@ def describe(plan: Plan) -> str:
     ]
     for name in plan.mixture.names:
         lines.append(
-            f"  {name:<22} {plan.mixture.shares[name]:>6.3f} {plan.mixture.sizes[name]:>12,} "
+            f"  {name:<22} {drawn[name] / stop:>6.3f} {plan.mixture.sizes[name]:>12,} "
             f"{drawn[name]:>12,} {epochs[name]:>8.2f}"
         )
     return "\n".join(lines)
@@ -243,7 +252,7 @@ def _read_folder(folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
 def _fingerprints(
     config: TrainConfig,
     datasets: dict[str, PackedDataset],
-    mixture: Mixture,
+    mixture: Schedule,
     vocabulary: Vocabulary,
     shape: Shape | SoundStormConfig,
 ) -> dict[str, str]:

@@ -16,8 +16,8 @@ from typing import Self
 import numpy as np
 
 from shards.mixed_rows import MixedRows, Rows
-from shards.mixture import Mixture
 from shards.reader import PackedDataset
+from shards.schedule import AnyMixture
 from train.collate import Attention, HostBatch, allocate, fill
 from train.masking import Masking
 
@@ -32,7 +32,7 @@ class RowStream:
 
     def __init__(
         self,
-        mixture: Mixture,
+        mixture: AnyMixture,
         datasets: tuple[PackedDataset, ...],
         *,
         batch_rows: int,

@@ -89,8 +89,8 @@ def start(plan: Plan) -> Trainer:
     """
     config = plan.config
     checkpoint = newest_checkpoint(plan.checkpoints)
-    run = read_run_state(checkpoint) if checkpoint else RunState(0, plan.fingerprints)
-    check_same_run(plan.checkpoints, run.fingerprints, plan.fingerprints)
+    run = read_run_state(checkpoint) if checkpoint else RunState(0, plan.fingerprints_at(0))
+    check_same_run(plan.checkpoints, run.fingerprints, plan.fingerprints_at(run.step))
     processes = start_processes(config)
     micro_rows = micro_batch_rows(config, processes.world_size)
     objective = open_objective(plan)
@@ -168,7 +168,7 @@ def _check_finite(norm: float, step: int, config: TrainConfig) -> None:
 def _save(trainer: Trainer, step: int) -> None:
     config, figures, state = trainer.plan.config, trainer.gauges.to_json(), trainer.engine.export_state()
     if state is not None:
-        run = RunState(step, trainer.plan.fingerprints, figures, json.loads(config_json(config)))
+        run = RunState(step, trainer.plan.fingerprints_at(step), figures, json.loads(config_json(config)))
         save_checkpoint(trainer.plan.checkpoints, state, run, keep=config.checkpoint.keep)
 
 
