@@ -130,9 +130,9 @@ class Mixture:
     def batches(self, steps: npt.ArrayLike, size: int, *, rank: int = 0, world_size: int = 1) -> Int64s:
         """Positions that a rank reads at each step, of the global batch ``[step * size, (step + 1) * size)``.
 
-        Together the ranks read it, each row once. Each rank is within a few rows of the shares at any time, and has them
-        exactly after every ``lcm(size, period)`` rows that all read, where that is a whole number of rows for each of them
-        and each dataset; else after ``world_size`` times as many.
+        Together the ranks read it, each row once. Each rank stays near the shares (a row or two off; a dozen where it
+        reads one row a step) and has them exactly after every ``lcm(size, period)`` rows that all read, where that is a
+        whole number of rows for each of them and each dataset; else after ``world_size`` times as many.
 
         Args:
             steps: (n,) from 0 on.
