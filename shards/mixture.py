@@ -2,9 +2,9 @@
 
 Positions are cut into *periods*, the shortest stretch in which every share is a whole number of rows (100 for shares
 in per cent). Every period holds exactly the shares, spread as evenly as rows allow, so any stretch of the stream is
-within a few rows of them. The n-th row a dataset gives is row ``permute(n mod size)`` of its epoch ``n // size``; the
-permutation is a keyed bijection of the row numbers (a Feistel network with cycle walking), so a dataset of a billion
-rows costs no memory and every epoch has an order of its own.
+within a few rows of them. Which row a dataset gives when it has its turn is :mod:`shards.row_order`'s: a keyed bijection
+of the row numbers, so that a dataset of a billion rows costs no memory and every epoch has an order of its own; or one in
+two levels (:mod:`shards.windows`), for datasets whose files must be fetched first.
 
 Global batch k is positions ``[k * size, (k + 1) * size)`` whatever reads it, which is why a checkpoint stores one integer.
 Which rank reads which of them is said by :meth:`Mixture.batches` (:mod:`shards.dealing`): each has the shares exactly, too.
@@ -13,7 +13,6 @@ Which rank reads which of them is said by :meth:`Mixture.batches` (:mod:`shards.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,20 +24,14 @@ import numpy.typing as npt
 from shards.dealing import LONGEST_CYCLE, Deal, deal, seats
 from shards.errors import ConfigError
 from shards.manifest import fingerprint
-
-Int64s = npt.NDArray[np.int64]
-_UInt64s = npt.NDArray[np.uint64]
+from shards.permutation import Int64s
+from shards.row_order import RowOrder, as_positions, window_facts
+from shards.windows import Windows
 
 LONGEST_PERIOD = 1_000_000
 _FINEST_SHARE = 10_000
 ORDER_VERSION = 2
 """Of the order in which rows are read; part of the fingerprint. 1: six rounds of splitmix64, ranks took random stretches."""
-# Odd constants of splitmix64 (Steele, Lea, Flood 2014).
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
-_ROUND_CONSTANTS = np.arange(1, 5, dtype=np.uint64) * _GOLDEN
-_HALF = np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -49,19 +42,19 @@ class Mixture:
         shares: dataset -> part of all rows; they sum to 1. Decimals are taken as written (0.05 is 1/20).
         sizes: dataset -> its number of rows.
         seed: another seed is another order of the same rows.
+        windows: of the datasets that are read a few files at a time; the others need none.
     """
 
     shares: Mapping[str, float]
     sizes: Mapping[str, int]
     seed: int = 0
+    windows: Mapping[str, Windows] = field(default_factory=dict[str, Windows])
     names: tuple[str, ...] = field(init=False)
     period: int = field(init=False)
     _counts: Int64s = field(init=False, repr=False)  # (datasets,) rows of each dataset in a period
     _dataset_of_slot: Int64s = field(init=False, repr=False)  # (period,)
     _rank_of_slot: Int64s = field(init=False, repr=False)  # (period,) how many rows of that dataset came before
-    _keys: _UInt64s = field(init=False, repr=False)  # (datasets,)
-    _sizes: Int64s = field(init=False, repr=False)  # (datasets,)
-    _sides: _UInt64s = field(init=False, repr=False)  # (2, datasets) of the rectangles that rows are permuted in
+    _order: RowOrder = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         parts = _exact_shares(self.shares)
@@ -82,9 +75,7 @@ class Mixture:
             "_counts": np.array(counts, np.int64),
             "_dataset_of_slot": dataset_of_slot,
             "_rank_of_slot": rank_of_slot,
-            "_keys": np.array([_key(self.seed, name) for name in parts], np.uint64),
-            "_sizes": np.array([self.sizes[name] for name in parts], np.int64),
-            "_sides": np.array([_sides(self.sizes[name]) for name in parts], np.uint64).T.copy(),
+            "_order": RowOrder(tuple(parts), self.sizes, self.seed, self.windows),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -92,8 +83,8 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         """16 hex digits over everything that decides which row is read when."""
-        facts = {"shares": dict(self.shares), "sizes": dict(self.sizes), "seed": self.seed}
-        return fingerprint(facts | {"order": ORDER_VERSION})
+        facts = {"shares": dict(self.shares), "sizes": dict(self.sizes), "seed": self.seed, "order": ORDER_VERSION}
+        return fingerprint(facts | window_facts(self.windows, self.names))
 
     def locate(self, position: int) -> tuple[str, int]:
         """Name of the dataset and the row to read at ``position``."""
@@ -112,16 +103,9 @@ class Mixture:
         Raises:
             IndexError: if a position is negative.
         """
-        wanted = np.asarray(positions, np.int64)
-        if wanted.size and int(wanted.min()) < 0:
-            raise IndexError(f"expected positions from 0 on, found {int(wanted.min())}")
-        periods, slots = np.divmod(wanted, self.period)
+        periods, slots = np.divmod(as_positions(positions), self.period)
         datasets = self._dataset_of_slot[slots]
-        nth = periods * self._counts[datasets] + self._rank_of_slot[slots]
-        sizes = self._sizes[datasets]
-        epochs = nth // sizes
-        keys = _mix(self._keys[datasets] + _as_keys(epochs))
-        return datasets, _permute(nth - epochs * sizes, sizes, *self._sides[:, datasets], keys=keys)
+        return datasets, self._order.rows(datasets, periods * self._counts[datasets] + self._rank_of_slot[slots])
 
     def batch(self, step: int, size: int, *, rank: int = 0, world_size: int = 1) -> Int64s:
         """Positions that a rank reads at one step; see :meth:`batches`."""
@@ -175,86 +159,11 @@ class Mixture:
         return {name: count / self.sizes[name] for name, count in self.rows_drawn(stop).items()}
 
 
-def permute(offsets: Int64s, size: int, *, keys: _UInt64s) -> Int64s:
-    """Send each offset to its place in a keyed permutation of ``range(size)``.
-
-    A Feistel network of four rounds on pairs (left, right) of ``range(a) * range(b)`` with ``a * b`` just above ``size``;
-    what falls outside ``range(size)`` goes through it again, which keeps it a bijection (cycle walking, Black & Rogaway
-    2002).
-
-    Args:
-        offsets: (n,) in ``[0, size)``; ``size`` is at most 2**62.
-        keys: (n,) the key of each offset; offsets with equal keys belong to one permutation.
-
-    Returns:
-        (n,) in ``[0, size)``.
-    """
-    one, other = (np.broadcast_to(np.uint64(side), offsets.shape) for side in _sides(size))
-    return _permute(offsets, np.broadcast_to(np.int64(size), offsets.shape), one, other, keys=keys)
-
-
-def _sides(size: int) -> tuple[int, int]:
-    """Sides of the smallest near-square rectangle that holds so many rows."""
-    one = math.isqrt(size - 1) + 1
-    return one, -(-size // one)
-
-
-def _permute(offsets: Int64s, sizes: Int64s, one: _UInt64s, other: _UInt64s, *, keys: _UInt64s) -> Int64s:
-    """:func:`permute`, each offset in a range of its own, whose rectangle has these sides."""
-    found = _feistel(offsets.astype(np.uint64), one, other, keys)
-    limits = sizes.astype(np.uint64)
-    walking = np.flatnonzero(found >= limits)
-    while walking.size:
-        found[walking] = _feistel(found[walking], one[walking], other[walking], keys[walking])
-        walking = walking[found[walking] >= limits[walking]]
-    return found.astype(np.int64)
-
-
-def _feistel(values: _UInt64s, one: _UInt64s, other: _UInt64s, keys: _UInt64s) -> _UInt64s:
-    left = values // other
-    right = values - left * other
-    for number, constant in enumerate(_ROUND_CONSTANTS):
-        moved, still, modulus = (left, right, one) if number % 2 == 0 else (right, left, other)
-        moved += _below(still, keys + constant, modulus)
-        # Both terms are below the modulus: a subtraction is the remainder.
-        moved -= modulus * (moved >= modulus)
-    left *= other
-    left += right
-    return left
-
-
-def _below(values: _UInt64s, keys: _UInt64s, modulus: _UInt64s) -> _UInt64s:
-    """Pseudo-random numbers below ``modulus`` (at most 2**31), by the high half of a product instead of a division."""
-    mixed = values * _MIX_1
-    mixed += keys
-    mixed ^= mixed >> _HALF
-    mixed *= _MIX_2
-    mixed >>= _HALF
-    mixed *= modulus
-    mixed >>= _HALF
-    return mixed
-
-
 @functools.lru_cache(maxsize=16)
 def _dealt(counts: tuple[int, ...], slot: int, steps: int, size: int, world_size: int) -> Deal:
     datasets, _ = _spread(counts)
     slots = (slot + np.arange(steps * size)) % len(datasets)
     return deal(datasets[slots].reshape(steps, size), world_size)
-
-
-def _mix(values: _UInt64s) -> _UInt64s:
-    """splitmix64's finalizer: every bit of the input moves about half the bits of the output."""
-    values = (values ^ (values >> np.uint64(30))) * _MIX_1
-    values = (values ^ (values >> np.uint64(27))) * _MIX_2
-    return values ^ (values >> np.uint64(31))
-
-
-def _as_keys(numbers: Int64s) -> _UInt64s:
-    return numbers.astype(np.uint64) * _GOLDEN
-
-
-def _key(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "little")
 
 
 def _exact_shares(shares: Mapping[str, float]) -> dict[str, Fraction]:

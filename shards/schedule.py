@@ -26,8 +26,11 @@ import numpy.typing as npt
 
 from shards.errors import ConfigError
 from shards.manifest import fingerprint
-from shards.mixture import Int64s, Mixture
+from shards.mixture import Mixture
+from shards.permutation import Int64s
 from shards.phases import Phase, Shares, changes
+from shards.row_order import RowOrder, as_positions
+from shards.windows import Windows
 
 WhenExhausted = Literal["refuse", "drop"]
 """What becomes of a plan that reads a dataset more often than its cap: no plan, or the dataset leaves."""
@@ -62,6 +65,7 @@ class Schedule:
         seed: another seed is another order of the same rows.
         steps: length of the run, within which caps are kept. The last shares go on beyond it, for whoever reads ahead.
         max_epochs: dataset -> how often it may be read at most.
+        windows: of the datasets that are read a few files at a time, as in a mixture.
         names: datasets with a share in any phase, in order of appearance.
         stretches: what the phases came to.
 
@@ -76,22 +80,19 @@ class Schedule:
     steps: int | None = None
     max_epochs: Mapping[str, float] = field(default_factory=dict[str, float])
     when_exhausted: WhenExhausted = "refuse"
+    windows: Mapping[str, Windows] = field(default_factory=dict[str, Windows])
     names: tuple[str, ...] = field(init=False)
     stretches: tuple[Stretch, ...] = field(init=False)
     _starts: Int64s = field(init=False, repr=False)  # (stretches,)
     _tables: tuple[_Table, ...] = field(init=False, repr=False)
-    _sequences: Mixture = field(
-        init=False, repr=False
-    )  # of all names in turn: position k * names + i is row k of name i
+    _order: RowOrder = field(init=False, repr=False)  # a dataset gives its rows in one order in any company
 
     def __post_init__(self) -> None:
         _check(self)
         names = tuple(dict.fromkeys(name for phase in self.phases for name, share in phase.shares.items() if share))
         object.__setattr__(self, "names", names)
         self._settle(tuple(_stretches(self, {})))
-        # A dataset gives its rows in one order in any company, so they are found where all take turns.
-        equal = Mixture(dict.fromkeys(names, 1 / len(names)), {name: self.sizes[name] for name in names}, self.seed)
-        object.__setattr__(self, "_sequences", equal)
+        object.__setattr__(self, "_order", RowOrder(names, self.sizes, self.seed, self.windows))
         limits = {name: int(cap * self.sizes[name]) for name, cap in self.max_epochs.items() if name in names}
         if limits and self.when_exhausted == "refuse":
             _refuse_broken_caps(self, limits)
@@ -144,14 +145,12 @@ class Schedule:
         Raises:
             IndexError: if a position is negative.
         """
-        wanted = np.asarray(positions, np.int64)
-        if wanted.size and int(wanted.min()) < 0:
-            raise IndexError(f"expected positions from 0 on, found {int(wanted.min())}")
+        wanted = as_positions(positions)
         datasets, nth = np.empty_like(wanted), np.empty_like(wanted)
         for number, chosen in self._by_stretch(wanted):
             found, ranks = self._tables[number].places(wanted[chosen] - self.stretches[number].start)
             datasets[chosen], nth[chosen] = found, ranks
-        return datasets, self._sequences.locate_many(nth * len(self.names) + datasets)[1]
+        return datasets, self._order.rows(datasets, nth)
 
     def _by_stretch(self, positions: Int64s) -> Iterator[tuple[int, slice | npt.NDArray[np.bool_]]]:
         """Numbers of the stretches that have these positions, and which of the positions each has."""
@@ -307,8 +306,9 @@ def _without(shares: Shares, leaving: set[str], *, step: int) -> dict[str, float
 
 def _mixture(schedule: Schedule, shares: Shares, start: int) -> Mixture:
     sizes = {name: schedule.sizes[name] for name in shares if name in schedule.sizes}
+    windows = {name: schedule.windows[name] for name in shares if name in schedule.windows}
     try:
-        return Mixture(shares, sizes, schedule.seed)
+        return Mixture(shares, sizes, schedule.seed, windows)
     except ConfigError as error:
         step = start // schedule.batch_rows + 1
         raise ConfigError(f"{error} (shares from step {step:,} on)" if start else str(error)) from error

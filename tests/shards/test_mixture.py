@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from shards.dealing import LONGEST_CYCLE, colour_edges
 from shards.errors import ConfigError
-from shards.mixture import Mixture, permute
+from shards.mixture import Mixture
+from shards.permutation import permute
 
 # Paper, Table 7, with sizes that are small and awkward.
 SHARES = {"interleaved": 0.05, "image": 0.30, "mls": 0.13, "speech": 0.27, "music": 0.25}
