@@ -133,7 +133,7 @@ def _grouped(dataset: PackedDataset, limit: int) -> Iterator[list[bytes]]:
     group: list[bytes] = []
     used = 0
     for number in range(dataset.num_shards):
-        for row in shard_rows(dataset.shard(number)):
+        for row in shard_rows(dataset.checked_shard(number)):
             sample = _encode(row)
             if group and used + 4 + len(sample) > limit:
                 yield group

@@ -32,7 +32,8 @@ import numpy.typing as npt
 from shards.convert_rows import ForeignRow, as_spans
 from shards.convert_sidecar import Sidecar, write_rows
 from shards.errors import DatasetError
-from shards.reader import OpenShard, PackedDataset
+from shards.open_shard import OpenShard
+from shards.reader import PackedDataset
 from shards.vocabulary import TokenIds
 from shards.writer import commit_pieces
 
@@ -99,7 +100,7 @@ def read(source: Path, *, column: str, sidecar: Sidecar | None) -> Iterator[Fore
 
 def _documents(folder: Path, dataset: PackedDataset, dtype: np.dtype[Any], lengths: BinaryIO) -> Iterator[bytes]:
     for number, entry in enumerate(dataset.manifest.shards):
-        shard = dataset.shard(number)
+        shard = dataset.checked_shard(number)
         write_rows(folder, entry, shard)
         lengths.write(_lengths(shard).tobytes())
         for ids, used in zip(shard.token_ids, shard.num_tokens.tolist(), strict=True):

@@ -33,8 +33,9 @@ from shards.convert_sidecar import (
 from shards.errors import ConfigError, DatasetError
 from shards.lease import exclusive_writer
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, fingerprint, read_manifest, write_manifest
+from shards.open_shard import open_shard
 from shards.packed import FORMAT_VERSION, PackedRow, sidecar_path, write_packed_shard
-from shards.reader import PackedDataset, open_packed, open_shard
+from shards.reader import PackedDataset, open_packed
 from shards.storage import local_only
 from shards.vocabulary import Vocabulary
 from shards.writer import TEMPORARY_SUFFIX, commit_bytes, file_sha256

@@ -17,8 +17,8 @@ from itertools import pairwise
 import numpy as np
 
 from shards.errors import DatasetError
+from shards.open_shard import OpenShard
 from shards.packed import PackedRow, Placement
-from shards.reader import OpenShard
 from shards.vocabulary import TokenIds, Vocabulary
 
 UNKNOWN_DIRECTION = "unknown"

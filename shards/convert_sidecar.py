@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 
 from shards.convert_rows import shard_digest
 from shards.errors import ChecksumMismatch, ConfigError, DatasetError
-from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, fingerprint
+from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry, fingerprint, to_entry
+from shards.open_shard import OpenShard
 from shards.packed import Placement, sidecar_path
-from shards.reader import OpenShard, PackedDataset
+from shards.reader import PackedDataset
 from shards.vocabulary import Vocabulary
 from shards.writer import commit_bytes, commit_table, file_sha256
 
@@ -131,7 +132,7 @@ def write_sidecar(folder: Path, dataset: PackedDataset, format: str) -> None:
         "format": format,
         "made_of": made_of(dataset.folder, format),
         "files": {path.relative_to(folder / FOLDER).as_posix(): file_sha256(path) for path in written},
-        "rows_crc32": [shard_digest(dataset.shard(number)) for number in range(dataset.num_shards)],
+        "rows_crc32": [shard_digest(dataset.checked_shard(number)) for number in range(dataset.num_shards)],
     }
     text = json.dumps(facts | {"check": fingerprint(facts)}, indent=1, sort_keys=True) + "\n"
     commit_bytes(folder / FOLDER / CONVERT_NAME, text.encode())
@@ -195,7 +196,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
 def _read_manifest(path: Path, sha256: str) -> Manifest:
     try:
         data = json.loads(_read_checked(path, sha256))
-        shards = tuple(ShardEntry(**shard) for shard in data.pop("shards"))
+        shards = tuple(to_entry(shard) for shard in data.pop("shards"))
         vocabulary = Vocabulary.from_json(data.pop("vocabulary"))
         return Manifest(shards=shards, vocabulary=vocabulary, **data)
     except (ValueError, KeyError, TypeError) as error:

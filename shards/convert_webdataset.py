@@ -45,7 +45,7 @@ def write(folder: Path, dataset: PackedDataset) -> None:
     """Write one tar for each shard."""
     first = 0
     for number in range(dataset.num_shards):
-        shard = dataset.shard(number)
+        shard = dataset.checked_shard(number)
         commit_pieces(folder / f"shard-{number:05d}{SUFFIX}", _tar(shard_rows(shard), first))
         first += len(shard.token_ids)
 

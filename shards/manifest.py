@@ -34,6 +34,18 @@ class ShardEntry:
     tokens: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
+@dataclass(frozen=True, slots=True)
+class PackedEntry(ShardEntry):
+    """A packed shard: ``rest_crc32`` is of all that is not ids, which a reader checks at once (:mod:`shards.open_shard`)."""
+
+    rest_crc32: int | None = None
+
+
+def to_entry(data: Mapping[str, Any]) -> ShardEntry:
+    """The entry that was written as ``asdict`` of it."""
+    return PackedEntry(**data) if "rest_crc32" in data else ShardEntry(**data)
+
+
 class ShardTable(Sequence[ShardEntry]):
     """The entries of many shards in columns: a seventh of the memory of as many objects. Equal to any sequence of them."""
 
@@ -186,7 +198,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        shards = tuple(ShardEntry(**shard) for shard in data.pop("shards"))
+        shards = tuple(to_entry(shard) for shard in data.pop("shards"))
         vocabulary = data.pop("vocabulary")
         return Manifest(shards=shards, vocabulary=Vocabulary.from_json(vocabulary) if vocabulary else None, **data)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.mixture import Int64s
-from shards.reader import OpenShard, PackedDataset
+from shards.open_shard import OpenShard
+from shards.reader import PackedDataset
 from shards.schedule import AnyMixture
 from shards.vocabulary import TokenIds
 
@@ -56,6 +57,8 @@ class MixedRows:
             raise ValueError(f"expected datasets of {expected} rows, in the order of the mixture, found {found}")
         self._mixture, self._datasets = mixture, tuple(datasets)
         self._first_shards = [0, *accumulate(dataset.num_shards for dataset in datasets)]
+        self._shards: list[OpenShard | None] = [None] * self._first_shards[-1]
+        # Of files that have been checked from end to end, whose rows need no further look.
         self._ids: list[TokenIds | None] = [None] * self._first_shards[-1]
         # Rows counted over all datasets, one after the other.
         self._first_of_dataset = np.cumsum([0, *expected])
@@ -95,15 +98,20 @@ class MixedRows:
         stop = start + len(out)
         for place, shard, row in zip(range(len(out)), rows.shards[start:stop], rows.rows[start:stop], strict=True):
             stored = ids[shard]
-            out[place] = (self._open(shard).token_ids if stored is None else stored)[row]
+            out[place] = self._checked(shard, row) if stored is None else stored[row]
         return out
 
     def shard(self, number: int) -> OpenShard:
-        """The mapped file of a number in :attr:`Rows.shards`."""
-        index = int(np.searchsorted(self._first_shards, number, side="right")) - 1
-        return self._datasets[index].shard(number - self._first_shards[index])
+        """The mapped file of a number in :attr:`Rows.shards`; its ids are checked by :meth:`OpenShard.ids` alone."""
+        found = self._shards[number]
+        if found is None:
+            index = int(np.searchsorted(self._first_shards, number, side="right")) - 1
+            found = self._shards[number] = self._datasets[index].shard(number - self._first_shards[index])
+        return found
 
-    def _open(self, number: int) -> OpenShard:
-        opened = self.shard(number)
-        self._ids[number] = opened.token_ids
-        return opened
+    def _checked(self, number: int, row: int) -> TokenIds:
+        shard = self.shard(number)
+        found = shard.ids(row)
+        if not shard.num_unchecked:
+            self._ids[number] = shard.token_ids
+        return found

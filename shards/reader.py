@@ -1,58 +1,30 @@
 """Reading packed datasets at memory speed: rows are copied once, from the mapped file into the caller's buffer.
 
 Shards are opened when first touched, so a dataset of ten thousand shards opens as fast as one of ten. Damage is
-noticed: every shard's sha256 is checked once per process, by default when it is first touched.
+noticed: what is read is compared with its checksum once per process, by default when it is first read.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from shards.errors import ChecksumMismatch, DatasetError, FingerprintMismatch
-from shards.manifest import Manifest, ShardEntry, read_manifest
-from shards.packed import FORMAT_VERSION, Int32s, ShardHeader, block_checksums, read_header
+from shards.errors import AnyGPTError, ChecksumMismatch, DatasetError, FingerprintMismatch
+from shards.manifest import Manifest, PackedEntry, ShardEntry, read_manifest
+from shards.open_shard import OpenShard, open_shard
+from shards.packed import FORMAT_VERSION, Int32s
 from shards.storage import local_only
 from shards.vocabulary import TokenIds, Vocabulary
 from shards.writer import file_sha256
 
 Verify = Literal["lazy", "open", "off"]
-"""When checksums are checked: on first touch of a shard, all of them when the dataset is opened, never."""
+"""When checksums are checked: of a block of rows when it is first read, of all files when the dataset is opened, never.
 
-
-@dataclass(frozen=True, slots=True)
-class OpenShard:
-    """A mapped shard: every array is a view of the file.
-
-    Attributes:
-        token_ids: (rows, sequence_length) uint16 or uint32.
-        num_tokens: (rows,).
-        start_offsets, starts: row r's document starts are ``starts[start_offsets[r]:start_offsets[r + 1]]``.
-        span_offsets, spans: likewise its loss spans; ``spans`` is (spans, 2).
-    """
-
-    path: Path
-    header: ShardHeader
-    token_ids: TokenIds
-    num_tokens: Int32s
-    start_offsets: Int32s
-    starts: Int32s
-    span_offsets: Int32s
-    spans: Int32s
-
-    def document_starts(self, row: int) -> Int32s:
-        """(documents,) where each document of a row begins; the first is 0."""
-        return self.starts[self.start_offsets[row] : self.start_offsets[row + 1]]
-
-    def loss_spans(self, row: int) -> Int32s:
-        """(spans, 2) half-open ranges of a row that are trained on."""
-        return self.spans[self.span_offsets[row] : self.span_offsets[row + 1]]
+Shards whose manifest has no ``rest_crc32`` are compared whole when they are first read from."""
 
 
 class PackedDataset:
@@ -90,15 +62,21 @@ class PackedDataset:
         return len(self.manifest.shards)
 
     def shard(self, number: int) -> OpenShard:
-        """The mapped shard; checked and opened when first asked for."""
+        """The mapped shard, opened when first asked for; its rows are checked by :meth:`OpenShard.ids`."""
         opened = self._open.get(number)
         if opened is None:
             opened = self._open[number] = self._open_shard(self.manifest.shards[number])
         return opened
 
+    def checked_shard(self, number: int) -> OpenShard:
+        """The mapped shard, every row of it checked."""
+        shard = self.shard(number)
+        shard.check_all()
+        return shard
+
     def token_view(self, shard: int) -> TokenIds:
-        """(rows, sequence_length) view of a shard's file, nothing copied."""
-        return self.shard(shard).token_ids
+        """(rows, sequence_length) view of a shard's file, nothing copied; every row of it is checked."""
+        return self.checked_shard(shard).token_ids
 
     def locate(self, rows: npt.ArrayLike) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Shard numbers and rows within those shards.
@@ -136,7 +114,7 @@ class PackedDataset:
             raise ValueError(f"expected a buffer of shape {(len(local), self.sequence_length)}, found {out.shape}")
         # A loop of row copies: fancy indexing over several shards would copy everything twice.
         for place, shard, row in zip(into, shards.tolist(), local.tolist(), strict=True):
-            out[place] = self.shard(shard).token_ids[row]
+            out[place] = self.shard(shard).ids(row)
         return out
 
     def num_tokens(self, rows: npt.ArrayLike) -> Int32s:
@@ -162,9 +140,13 @@ class PackedDataset:
     def _open_shard(self, entry: ShardEntry) -> OpenShard:
         path = self.folder / entry.path
         check_size(path, entry)
-        if self._verify != "off":
+        lazily = self._verify == "lazy"
+        rest_crc32 = entry.rest_crc32 if lazily and isinstance(entry, PackedEntry) else None
+        if self._verify == "open" or (lazily and rest_crc32 is None):
             check_sha256(path, entry.sha256, path.stat().st_mtime_ns)
-        opened = open_shard(path)
+        opened = open_shard(path, rest_crc32=rest_crc32)
+        if rest_crc32 is None:
+            opened.trust()
         found, expected = opened.header.vocabulary, self._fingerprint
         if found != expected:
             raise FingerprintMismatch(
@@ -208,35 +190,6 @@ def same_vocabulary(datasets: dict[str, PackedDataset]) -> Vocabulary:
     return reference.vocabulary
 
 
-def open_shard(path: Path) -> OpenShard:
-    """Map one shard without looking at any manifest.
-
-    Raises:
-        DatasetError: if it is no packed shard, cut, or of an unknown format version.
-    """
-    try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        header = read_header(file.schema, path)
-        if file.num_record_batches != 1:
-            raise DatasetError(f"{path}: expected one record batch, found {file.num_record_batches}; pack it again")
-        batch = file.get_batch(0)
-    except (OSError, pa.ArrowInvalid, ValueError, TypeError) as error:
-        raise DatasetError(f"{path}: expected a packed shard, found {error}; pack it again") from error
-    ids, num_tokens, starts, spans = (
-        batch.column(name) for name in ("token_ids", "num_tokens", "document_starts", "loss_spans")
-    )
-    return OpenShard(
-        path,
-        header,
-        buffer_view(ids.values).reshape(batch.num_rows, header.sequence_length),
-        buffer_view(num_tokens),
-        buffer_view(starts.offsets),
-        buffer_view(starts.values),
-        buffer_view(spans.offsets),
-        buffer_view(spans.values.values).reshape(-1, 2),
-    )
-
-
 def check_size(path: Path, entry: ShardEntry) -> None:
     """Raise ``DatasetError`` if a shard is missing or not as long as its manifest says."""
     if not path.is_file():
@@ -262,23 +215,14 @@ def check_sha256(path: Path, sha256: str, mtime_ns: int) -> None:
 
 def damaged_rows(shard: OpenShard) -> list[range]:
     """Blocks of rows whose ids are not those that were written."""
-    size, total = shard.header.block_rows, len(shard.token_ids)
-    found = block_checksums(shard.token_ids, size)
-    pairs = zip(found, shard.header.block_crc32, strict=True)
-    return [range(n * size, min(total, (n + 1) * size)) for n, (left, right) in enumerate(pairs) if left != right]
+    return [shard.rows_of(block) for block in range(len(shard.unchecked)) if not shard.is_whole(block)]
 
 
 def _where_damaged(path: Path) -> str:
     try:
         blocks = damaged_rows(open_shard(path))
-    except (DatasetError, ValueError, TypeError, KeyError) as error:
+    except AnyGPTError as error:
         return f"its structure is unreadable: {error}"
     if not blocks:
-        return "the ids are whole; its metadata, document starts or loss spans are damaged"
+        return "the ids, document starts and loss spans are whole; bytes that mean nothing to a reader are damaged"
     return "damaged rows: " + ", ".join(f"{block.start}..{block.stop - 1}" for block in blocks)
-
-
-def buffer_view(array: Any) -> npt.NDArray[Any]:
-    """A primitive Arrow array as numpy, straight from its buffer: ``to_numpy`` would import pandas (1.5 s)."""
-    dtype = np.dtype(array.type.to_pandas_dtype())
-    return np.frombuffer(array.buffers()[1] or b"", dtype, count=len(array), offset=array.offset * dtype.itemsize)

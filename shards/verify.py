@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from shards.errors import AnyGPTError, DatasetError
 from shards.manifest import Manifest, ShardEntry, read_manifest
+from shards.open_shard import OpenShard, buffer_view
 from shards.packed import SIDECAR_SCHEMA, count_tokens, sidecar_path
 from shards.rates import media_fault, rate_fault
-from shards.reader import OpenShard, PackedDataset, buffer_view, check_sha256, check_size
+from shards.reader import PackedDataset, check_sha256, check_size
 from shards.records import SAMPLE_SCHEMA
 from shards.storage import arrow_source, is_remote
 from shards.vocabulary import Modality, Vocabulary
@@ -86,6 +87,9 @@ def _verify_packed(folder: Path, manifest: Manifest) -> Verification:
     documents = 0
     for number, entry in enumerate(manifest.shards):
         try:
+            path = folder / entry.path
+            check_size(path, entry)
+            check_sha256(path, entry.sha256, path.stat().st_mtime_ns)
             shard = dataset.shard(number)
         except AnyGPTError as error:
             faults.append(Fault(entry.path, str(error)))

@@ -21,7 +21,7 @@ from shards.errors import ConfigError, DatasetError, FingerprintMismatch
 from shards.lineage import packing_fingerprint
 from shards.manifest import MANIFEST_NAME, Manifest, read_manifest
 from shards.output_lock import only_writer
-from shards.packed import FORMAT_VERSION, sidecar_path
+from shards.packed import BLOCK_ROWS, FORMAT_VERSION, sidecar_path
 from tokenize_jobs.packing_config import Language, PackingConfig, Source, pack_with
 from tokenize_jobs.packing_log import packing_log
 from tokenize_jobs.packing_report import finish_dataset, read_report, summarize, write_report
@@ -161,6 +161,7 @@ def _facts(name: str, config: PackingConfig, language: Language, limit: int | No
         "validation": validation,
         "limit": limit,
         "format_version": FORMAT_VERSION,
+        "block_rows": BLOCK_ROWS,
         "packing_version": PACKING_VERSION,
         "vocabulary": language.vocabulary.fingerprint,
         "templates": language.templates.fingerprint if language.templates else config.documents,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pipeline.documents import Document
 from pipeline.packing import LongDocuments, Piece, cut_to_fit, pack_best_fit
 from shards.errors import DatasetError, RejectBudgetExceeded, SampleError
-from shards.manifest import ShardEntry
+from shards.manifest import ShardEntry, to_entry
 from shards.packed import PackedRow, sidecar_path, write_packed_shard
 from shards.records import TokenizedSample
 from shards.vocabulary import Vocabulary
@@ -153,7 +153,7 @@ def read_result(unit: PackingUnit) -> UnitResult | None:
     entry = json.loads(unit.ledger.read_text(encoding="utf-8"))
     if entry["fingerprint"] != unit.fingerprint:
         raise stale_output(unit.folder, entry["fingerprint"], unit.fingerprint)
-    shard = ShardEntry(**entry.pop("shard")) if entry["shard"] else entry.pop("shard")
+    shard = to_entry(entry.pop("shard")) if entry["shard"] else entry.pop("shard")
     rejects = tuple(RejectedDocument(**reject) for reject in entry.pop("rejects"))
     if shard is not None and not _is_there(unit, shard):
         return None

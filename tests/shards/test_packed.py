@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from shards.errors import ChecksumMismatch, DatasetError, FingerprintMismatch
 from shards.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from shards.open_shard import open_shard
 from shards.packed import METADATA_KEY, PackedRow, Placement, sidecar_path, write_packed_shard
-from shards.reader import open_packed, open_shard, same_vocabulary
+from shards.reader import open_packed, same_vocabulary
 from shards.vocabulary import Vocabulary, lay_out
 
 MakeRow = Callable[[np.random.Generator, str], PackedRow]
@@ -142,7 +143,7 @@ def test_any_single_flipped_byte_is_noticed(packed_folder: Path, data: st.DataOb
     path.write_bytes(damaged)
     try:
         with pytest.raises(ChecksumMismatch, match=r"shard-00001\.arrow.*copy it again"):
-            open_packed(packed_folder).gather([300])
+            open_packed(packed_folder).gather(range(300, 320))
     finally:
         path.write_bytes(whole)
 
@@ -154,13 +155,32 @@ def test_damage_names_the_rows_and_off_means_off(packed_folder: Path) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[offset] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ChecksumMismatch, match=r"damaged rows: 256\.\.299"):
+    with pytest.raises(ChecksumMismatch, match=r"damaged rows: 272\.\.287"):
         open_packed(packed_folder, verify="open")
     lazily = open_packed(packed_folder)
-    lazily.gather([310])  # the other shard is whole
-    with pytest.raises(ChecksumMismatch):
-        lazily.gather([0])
+    lazily.gather([0, 271, 288, 310])  # blocks of rows that are whole
+    for _ in range(2):
+        with pytest.raises(ChecksumMismatch, match=r"shard-00000\.arrow: damaged rows 272\.\.287 \(block 17\)"):
+            lazily.gather([287])
+    with pytest.raises(ChecksumMismatch, match=r"272\.\.287"):
+        lazily.token_view(0)
     assert open_packed(packed_folder, verify="off").gather([280]).shape == (1, 96)
+
+
+def test_a_shard_without_a_checksum_of_its_rest_is_compared_whole(packed_folder: Path) -> None:
+    """Datasets that were packed before manifests had ``rest_crc32``."""
+    path = packed_folder / MANIFEST_NAME
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for shard in manifest["shards"]:
+        del shard["rest_crc32"]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert open_packed(packed_folder).gather([0]).shape == (1, 96)
+    shard = packed_folder / "shard-00000.arrow"
+    damaged = bytearray(shard.read_bytes())
+    damaged[shard.read_bytes().index(open_packed(packed_folder).token_view(0)[280].tobytes())] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(ChecksumMismatch, match=r"damaged rows: 272\.\.287"):
+        open_packed(packed_folder).gather([0])
 
 
 def test_a_cut_or_missing_shard_is_named(packed_folder: Path) -> None:
