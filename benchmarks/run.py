@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_NOT_BENCHMARKS = {"run", "__init__", "full_size"}
+_NOT_BENCHMARKS = {"run", "__init__", "full_size", "loader_checks", "loader_data", "loader_probe", "peers_ours"}
 
 
 def names() -> list[str]:
