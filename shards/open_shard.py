@@ -21,6 +21,11 @@ from shards.packed import Int32s, ShardHeader, map_file, packed_schema, read_hea
 from shards.vocabulary import TokenIds
 
 _REMEDY = "copy it again or pack it again"
+# What pyarrow and its caller say of a file whose metadata is damaged: columns missing, of other types, of absurd lengths.
+_UNREADABLE = (
+    *(OSError, MemoryError, ArithmeticError, ValueError, TypeError, LookupError, AttributeError),
+    pa.ArrowException,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +116,7 @@ def open_shard(path: Path, *, rest_crc32: int | None = None) -> OpenShard:
     """
     try:
         return _map(path, rest_crc32)
-    except (OSError, pa.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _UNREADABLE as error:
         kind = DatasetError if rest_crc32 is None else ChecksumMismatch
         raise kind(f"{path}: expected a packed shard, found {error}; {_REMEDY}") from error
 
@@ -120,7 +125,7 @@ def _map(path: Path, rest_crc32: int | None) -> OpenShard:
     whole, file = map_file(path)
     batch = file.get_batch(0) if file.num_record_batches == 1 else None
     if rest_crc32 is not None:
-        found = rest_checksum(whole, batch.column(0)) if batch else None
+        found = rest_checksum(whole, batch.column(0)) if batch is not None else None
         if found != rest_crc32:
             raise ChecksumMismatch(
                 f"{path}: its header, numbers of tokens, document starts or loss spans are damaged: expected CRC-32 "
