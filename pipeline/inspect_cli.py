@@ -1,7 +1,8 @@
-"""``anygpt-inspect``: look into a dataset, or at what a codec does to media; one HTML page either way.
+"""``anygpt-inspect``: look into a dataset, or at what a codec does to media, as HTML.
 
-For a dataset it opens what turns ids back into text, pictures and sound and hands it to the inspector. With ``--codec``
-it measures a codec on media of corpora, and writes the figures as JSON beside the page.
+For a dataset it opens what turns ids back into text, pictures and sound and hands it to the inspector: for a page of the
+whole, of some rows, of one sample, or for a folder of pages. With ``--codec`` it measures a codec on media of corpora,
+and writes the figures as JSON beside the page. The arguments are in :mod:`pipeline.inspect_arguments`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from configs.load import load_config
 from pipeline.codec_page import write_codec_page
 from pipeline.codec_report import CodecReport, MeasuredOn, figures, measure_codec, open_codec
 from pipeline.corpus import CorpusConfig
+from pipeline.inspect_arguments import CODECS, ITEMS, TEXT_TOKENIZER, parse_arguments
 from pipeline.media import check_front_end
 from pipeline.text import TextTokenizer, load_text_tokenizer
 from pipeline.tokenizers.base import MediaDetokenizer
@@ -24,22 +26,18 @@ from pipeline.tokenizers.chosen_media import choose_media
 from pipeline.tokenizers.codecs import open_detokenizer, open_tokenizer, served_modalities
 from pipeline.tokenizers.compact import read_family_info
 from shards.errors import AnyGPTError, ConfigError, CorpusError, FingerprintMismatch
-from shards.inspector import Decoders, inspect_dataset
+from shards.inspector import Decoders, inspect_dataset, inspect_rows, inspect_sample, write_pages
 from shards.manifest import Manifest, read_manifest
+from shards.storage import is_remote, open_path
 from shards.vocabulary import Modality
 from shards.writer import commit_bytes
 
-# Where `make pretrain` leaves them; used when they are there and belong to the dataset.
-TEXT_TOKENIZER = Path("data/tokenizers/text")
-CODECS = Path("data/tokenizers/compact.safetensors")
-
-_ITEMS = 48
 _MAX_S = 10.0
 
 
 def inspect(argv: Sequence[str] | None = None) -> int:
-    """``anygpt-inspect DATASET`` or ``anygpt-inspect --codec CODEC``: write one page."""
-    args = _parse(argv)
+    """``anygpt-inspect DATASET`` or ``anygpt-inspect --codec CODEC``: write a page, or a folder of pages."""
+    args = parse_arguments(argv)
     try:
         lines = _inspect_dataset(args) if args.codec is None else _inspect_codec(args)
     except AnyGPTError as error:
@@ -80,7 +78,7 @@ def measure_codecs(
         codec, back = open_codec(path, modality)
         for config in configs:
             check_front_end(config.media, {modality: codec})
-        count = items or section.get("heldout_items", _ITEMS)
+        count = items or section.get("heldout_items", ITEMS)
         longest = section.get("max_s", _MAX_S)
         try:
             chosen = choose_media(configs, modality, count, seed=recorded.get("seed", 0), max_s=longest)
@@ -138,18 +136,41 @@ def open_detokenizers(manifest: Manifest, paths: Sequence[Path] = ()) -> Mapping
 
 
 def _inspect_dataset(args: argparse.Namespace) -> list[str]:
-    output: Path = args.output or args.dataset.with_name(args.dataset.name + ".inspect.html")
-    manifest = read_manifest(args.dataset)
+    folder = open_path(args.dataset)
+    manifest = read_manifest(folder)
     text_tokenizer = open_text_tokenizer(manifest, args.text_tokenizer)
     media = open_detokenizers(manifest, args.codecs)
     decoders = Decoders(text_tokenizer.decode if text_tokenizer else None, media, args.max_media)
-    commit_bytes(output, inspect_dataset(args.dataset, decoders, rows=args.rows).encode())
-    lines = [f"{output}: open it in a browser"]
+    lines = [f"{_write_dataset(folder, decoders, args)}: open it in a browser"]
     if manifest.vocabulary is not None and text_tokenizer is None:
         lines.append("text is shown as ids; give its tokenizer with --text-tokenizer FOLDER")
     if unseen := sorted(set(_modalities(manifest)) - set(media)):
         lines.append(f"{', '.join(unseen)}: shown as codes; give the codecs with --codecs FILE")
     return lines
+
+
+def _write_dataset(folder: Path, decoders: Decoders, args: argparse.Namespace) -> Path:
+    """Write what is asked for, and say where a browser begins."""
+    # Nothing is written beside a dataset in an object store.
+    beside = Path(folder.name) if is_remote(folder) else folder
+    if args.pages == "all":
+        output: Path = args.output or beside.with_name(beside.name + ".inspect")
+        return write_pages(folder, output, decoders, per_page=args.per_page, max_pages=args.max_pages, rows=args.span)[
+            0
+        ]
+    if args.sample is not None:
+        samples = [open_path(text) for text in args.samples]
+        page = inspect_sample(folder, args.sample, decoders, samples=samples, rows=args.count)
+    elif args.span is not None:
+        page = inspect_rows(folder, decoders, start=args.span.start, stop=args.span.stop)
+    elif args.page is not None:
+        first = (args.page - 1) * args.per_page
+        page = inspect_rows(folder, decoders, start=first, stop=first + args.per_page)
+    else:
+        page = inspect_dataset(folder, decoders, rows=args.count)
+    output = args.output or beside.with_name(beside.name + ".inspect.html")
+    commit_bytes(output, page.encode())
+    return output
 
 
 def _inspect_codec(args: argparse.Namespace) -> list[str]:
@@ -178,44 +199,3 @@ def _modalities(manifest: Manifest) -> list[str]:
     media = [str(modality) for modality in Modality if modality != Modality.TEXT]
     known = {*manifest.tokens, *manifest.tokenizers}
     return [modality for modality in media if modality in known]
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="anygpt-inspect", description="Look into a dataset, or at what a codec does to media, as one HTML page."
-    )
-    parser.add_argument("dataset", type=Path, nargs="?", help="folder of sample shards or packed shards")
-    parser.add_argument("--output", type=Path, metavar="PAGE", help="where to write it (DATASET.inspect.html)")
-    shown = parser.add_argument_group("a dataset")
-    shown.add_argument("--rows", type=int, default=20, metavar="N", help="rows or samples to show, spread evenly (20)")
-    shown.add_argument("--text-tokenizer", type=Path, metavar="FOLDER", help=f"text tokenizer ({TEXT_TOKENIZER})")
-    shown.add_argument(
-        "--codecs",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help=f"media codecs, a compact file or a codec config; may be given several times ({CODECS})",
-    )
-    shown.add_argument("--max-media", type=int, default=40, metavar="N", help="decode so many of each modality (40)")
-    measured = parser.add_argument_group("a codec")
-    measured.add_argument("--codec", type=Path, metavar="CODEC", help="a compact file or a codec config to report on")
-    measured.add_argument(
-        "--corpus",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="CONFIG",
-        help="corpus config with media to measure on; may be given several times (what a compact file was measured on)",
-    )
-    measured.add_argument(
-        "--items", type=int, metavar="N", help=f"measure on so many of each modality (as its fit did, or {_ITEMS})"
-    )
-    args = parser.parse_args(argv)
-    if (args.dataset is None) == (args.codec is None):
-        parser.error("expected either a DATASET or --codec CODEC; give one of them")
-    if args.items is not None and args.items < 1:
-        parser.error(f"--items {args.items}: expected 1 or more")
-    if args.codec is None and (args.corpus or args.items is not None):
-        parser.error("--corpus and --items go with --codec CODEC; leave them out for a dataset")
-    return args

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.errors import DatasetError
 from shards.manifest import Manifest
 from shards.packed import sidecar_path
 from shards.reader import PackedDataset
@@ -20,6 +22,7 @@ from shards.storage import arrow_source
 from shards.vocabulary import TokenIds, Vocabulary
 
 Flags = npt.NDArray[np.bool_]
+_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +44,33 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class ShownDocument:
-    """A document, or a piece of one, within a row."""
+    """A document, or a piece of one, within a row.
 
-    title: str
+    Attributes:
+        sample_id, source, direction: of the sidecar; empty without one. ``source`` is the dataset of samples.
+        offset: where its first id is in the document; above 0 it is a later piece.
+    """
+
+    sample_id: str
+    source: str
     direction: str
     draw: int
+    offset: int
+    start: int
     stretches: tuple[Stretch, ...]
 
     def __len__(self) -> int:
         return sum(len(stretch) for stretch in self.stretches)
+
+    @property
+    def title(self) -> str:
+        """The sample id, and where a piece begins."""
+        return (self.sample_id or "(no sidecar)") + (f" (from id {self.offset} on)" if self.offset else "")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Of its stretches, each once, in the order they come."""
+        return tuple(dict.fromkeys(stretch.modality for stretch in self.stretches))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +93,13 @@ def spread(total: int, wanted: int) -> list[int]:
     return [number * (total - 1) // (wanted - 1) for number in range(wanted)]
 
 
-def shown_rows(dataset: PackedDataset, wanted: int) -> Iterator[ShownRow]:
-    """Rows spread evenly over the dataset, taken apart."""
-    for number in spread(dataset.num_rows, wanted):
+def shown_rows(dataset: PackedDataset, numbers: Sequence[int]) -> Iterator[ShownRow]:
+    """Rows of a packed dataset by number, taken apart.
+
+    Raises:
+        IndexError: a number is not one of the dataset's rows.
+    """
+    for number in numbers:
         shards, local = dataset.locate([number])
         entry = dataset.manifest.shards[int(shards[0])]
         sidecar = _sidecar_of(dataset.folder / entry.path, int(local[0]))
@@ -91,15 +116,33 @@ def shown_rows(dataset: PackedDataset, wanted: int) -> Iterator[ShownRow]:
         yield ShownRow(number, f"{entry.path} · row {int(local[0])}", num_tokens, dataset.sequence_length, documents)
 
 
-def shown_samples(folder: Path, manifest: Manifest, wanted: int) -> Iterator[TokenizedSample]:
-    """Samples spread evenly over a dataset of sample shards."""
-    numbers = spread(manifest.num_rows, wanted)
+def shown_samples(folder: Path, manifest: Manifest, numbers: Sequence[int]) -> Iterator[TokenizedSample]:
+    """Samples of a dataset of sample shards by number, ascending; only their row groups are read.
+
+    Raises:
+        DatasetError: a shard is missing or cut.
+    """
+    wanted = np.unique(np.asarray(numbers, np.int64))
     first = 0
     for entry in manifest.shards:
-        here = [number - first for number in numbers if first <= number < first + entry.num_rows]
-        if here:
-            yield from table_to_samples(pq.read_table(arrow_source(folder / entry.path)).take(here))
+        begin, end = np.searchsorted(wanted, (first, first + entry.num_rows))
+        if begin < end:
+            yield from read_rows(folder / entry.path, (wanted[begin:end] - first).tolist())
         first += entry.num_rows
+
+
+def read_rows(path: Path, rows: Sequence[int]) -> Iterator[TokenizedSample]:
+    """Samples of one shard by their rows, ascending; some hundred of them are in memory at a time.
+
+    Raises:
+        DatasetError: the shard is missing, cut, or has fewer rows.
+    """
+    try:
+        with pq.ParquetFile(arrow_source(path)) as file:
+            for batch, local in _batches_with(file, sorted(rows)):
+                yield from table_to_samples(pa.Table.from_batches([batch]).take(local))
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: expected a Parquet shard, found {error}; run anygpt-verify") from error
 
 
 def cut_stretches(token_ids: TokenIds, trained: Flags, start: int, vocabulary: Vocabulary) -> tuple[Stretch, ...]:
@@ -126,13 +169,12 @@ def cut_stretches(token_ids: TokenIds, trained: Flags, start: int, vocabulary: V
 
 
 def _document(
-    token_ids: TokenIds, trained: Flags, start: int, stop: int, placement: dict[str, Any], vocabulary: Vocabulary
+    token_ids: TokenIds, trained: Flags, start: int, stop: int, placement: Mapping[str, Any], vocabulary: Vocabulary
 ) -> ShownDocument:
     stretches = cut_stretches(token_ids[start:stop], trained[start:stop], start, vocabulary)
-    title = str(placement.get("sample_id", "(no sidecar)"))
-    if placement.get("offset"):
-        title += f" (from id {placement['offset']} on)"
-    return ShownDocument(title, str(placement.get("direction", "")), int(placement.get("draw", 0)), stretches)
+    sample_id, source, direction = (str(placement.get(name, "")) for name in ("sample_id", "dataset", "direction"))
+    draw, offset = (int(placement.get(name, 0)) for name in ("draw", "offset"))
+    return ShownDocument(sample_id, source, direction, draw, offset, start, stretches)
 
 
 def _sidecar_of(shard: Path, row: int) -> dict[int, dict[str, Any]]:
@@ -142,3 +184,24 @@ def _sidecar_of(shard: Path, row: int) -> dict[int, dict[str, Any]]:
         return {}
     records = pq.read_table(path, filters=[("row", "=", row)]).to_pylist()
     return {record["start"]: record for record in records}
+
+
+def _batches_with(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[tuple[pa.RecordBatch, list[int]]]:
+    """Batches that hold one of the rows, and where in them; other row groups are left alone."""
+    first = 0
+    left = list(rows)
+    for group in range(file.num_row_groups):
+        stop = first + file.metadata.row_group(group).num_rows
+        here = [row - first for row in left if row < stop]
+        left = left[len(here) :]
+        start = 0
+        for batch in file.iter_batches(_BATCH, row_groups=[group]) if here else ():
+            end = start + batch.num_rows
+            if local := [row - start for row in here if start <= row < end]:
+                yield batch, local
+            start = end
+            if start > here[-1]:
+                break
+        first = stop
+    if left:
+        raise ValueError(f"{first} rows, and row {left[0]} asked for")
