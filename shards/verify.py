@@ -1,51 +1,42 @@
 """Prove that a dataset is whole: its bytes, its numbers, and the law of Table 1.
 
 Packed shards: checksums, ids in range, spans and starts in order, every medium between its two markers, 32 codes per
-picture, whole frames of speech and music with the levels in order, and the manifest's sums. Sample shards: checksums,
-schema, rates, codes in their codebooks, no sample id twice. A fault names the file and the rows.
+picture, whole frames of speech and music with the levels in order, sidecars that tell of exactly the documents, and the
+manifest's sums. Sample shards: checksums, schema, rates, codes in their codebooks, no sample id twice. A fault names the
+file and the rows.
+
+Shards are looked at one by one (:mod:`shards.verify_packed`, :mod:`shards.verify_samples`), in as many processes as
+wanted, one shard per process at a time; what comes back is small, and its order is the manifest's, so that any number of
+processes says the same. Memory in this process: the manifest, and eight bytes a sample (:mod:`shards.sample_ids`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shards.errors import AnyGPTError, DatasetError
+from shards.errors import ConfigError, DatasetError
+from shards.faults import Fault, ShardFindings
 from shards.manifest import Manifest, ShardEntry, read_manifest
-from shards.open_shard import OpenShard, buffer_view
-from shards.packed import SIDECAR_SCHEMA, count_tokens, sidecar_path
-from shards.rates import media_fault, rate_fault
-from shards.reader import PackedDataset, check_sha256, check_size
-from shards.records import SAMPLE_SCHEMA
-from shards.storage import arrow_source, is_remote
-from shards.vocabulary import Modality, Vocabulary
-from shards.writer import file_sha256
+from shards.sample_ids import find_repeated
+from shards.storage import local_only
+from shards.verify_files import UNREADABLE
+from shards.verify_manifest import manifest_faults
+from shards.verify_packed import look_at_packed
+from shards.verify_samples import look_at_samples, open_parquet
+from shards.worker_pool import WorkerDied, map_in_processes, usable_cores
 
-MAX_ROWS_NAMED = 5
+BYTES_PER_WORKER = 64 << 20
+"""A process that has less to look at takes longer to start than to look."""
 
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Something that is not as it should be: which file, which rows, what."""
-
-    path: str
-    what: str
-    rows: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        if not self.rows:
-            return f"{self.path}: {self.what}"
-        named = ", ".join(str(row) for row in self.rows[:MAX_ROWS_NAMED])
-        more = f" and {len(self.rows) - MAX_ROWS_NAMED} more" if len(self.rows) > MAX_ROWS_NAMED else ""
-        return f"{self.path}: rows {named}{more}: {self.what}"
+Progress = Callable[[int], None]
+"""Is told the bytes of every shard that was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +44,7 @@ class Verification:
     """What was looked at and what was found.
 
     Attributes:
+        num_shards: that were looked at, of ``shards_in_all``.
         documents: placements of packed rows, or samples.
         tokens: by modality; for sample shards, code frames by modality.
     """
@@ -60,205 +52,121 @@ class Verification:
     folder: Path
     kind: str
     num_shards: int
+    shards_in_all: int
     num_rows: int
     documents: int
     tokens: dict[str, int]
     faults: tuple[Fault, ...] = field(default=())
 
+    @property
+    def is_part(self) -> bool:
+        """Whether some shards were not looked at."""
+        return self.num_shards < self.shards_in_all
 
-def verify_dataset(folder: Path) -> Verification:
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for scripts."""
+        return {
+            "dataset": str(self.folder),
+            "kind": self.kind,
+            "whole": not self.faults and not self.is_part,
+            "shards": self.num_shards,
+            "shards_in_all": self.shards_in_all,
+            "rows": self.num_rows,
+            "documents": self.documents,
+            "tokens": dict(sorted(self.tokens.items())),
+            "faults": [fault.to_json() for fault in self.faults],
+        }
+
+
+def verify_dataset(
+    folder: Path,
+    *,
+    workers: int | None = 1,
+    limit: int | None = None,
+    progress: Progress = lambda num_bytes: None,
+    manifest: Manifest | None = None,
+) -> Verification:
     """Look at every byte of a dataset.
 
+    Args:
+        workers: processes; 1 looks in this very one, None takes the usable cores, fewer for a small dataset.
+        limit: look at this many shards only, spread evenly over the dataset.
+        manifest: if it was read already.
+
     Raises:
+        ConfigError: packed shards in an object store, or a store that cannot be read.
         DatasetError: if there is no manifest to compare with; every other fault is returned.
     """
-    manifest = read_manifest(folder)
-    look = {"packed": _verify_packed, "samples": _verify_samples}.get(manifest.kind)
-    if look is None:
+    manifest = read_manifest(folder) if manifest is None else manifest
+    if manifest.kind not in {"packed", "samples"}:
         raise DatasetError(f"{folder}: expected a dataset of kind 'packed' or 'samples', found {manifest.kind!r}")
-    found = look(folder, manifest)
-    return replace(found, faults=(*found.faults, *_count_faults(manifest)))
-
-
-def _verify_packed(folder: Path, manifest: Manifest) -> Verification:
-    dataset = PackedDataset(folder, manifest, verify="lazy")
-    faults: list[Fault] = []
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: expected at least 1 shard, found {limit}; leave it out to look at all of them")
+    entries = sampled(manifest.shards, limit)
+    if workers is None:
+        workers = min(usable_cores(), max(1, sum(entry.num_bytes for entry in entries) // BYTES_PER_WORKER))
+    findings = list(_findings(_look(folder, manifest), entries, workers, progress))
     tokens: Counter[str] = Counter()
-    documents = 0
-    for number, entry in enumerate(manifest.shards):
-        try:
-            path = folder / entry.path
-            check_size(path, entry)
-            check_sha256(path, entry.sha256, path.stat().st_mtime_ns)
-            shard = dataset.shard(number)
-        except AnyGPTError as error:
-            faults.append(Fault(entry.path, str(error)))
-            continue
-        faults += _packed_faults(shard, entry, manifest)
-        documents += len(shard.starts)
-        tokens.update(count_tokens(shard.token_ids, shard.num_tokens, dataset.vocabulary))
-    return Verification(folder, "packed", dataset.num_shards, dataset.num_rows, documents, dict(tokens), tuple(faults))
-
-
-def _packed_faults(shard: OpenShard, entry: ShardEntry, manifest: Manifest) -> Iterator[Fault]:
-    vocabulary = manifest.vocabulary
-    assert vocabulary is not None
-    path = entry.path
-    ids, used = shard.token_ids, shard.num_tokens
-    outside = np.flatnonzero((ids >= vocabulary.size).any(axis=1))
-    if outside.size:
-        yield Fault(path, f"ids outside [0, {vocabulary.size})", tuple(outside.tolist()))
-        return
-    if used.size and (int(used.min()) < 1 or int(used.max()) > ids.shape[1]):
-        wrong = np.flatnonzero((used < 1) | (used > ids.shape[1]))
-        yield Fault(path, f"num_tokens outside [1, {ids.shape[1]}]", tuple(wrong.tolist()))
-        return
-    found = count_tokens(ids, used, vocabulary)
-    if found != dict(entry.tokens):
-        yield Fault(path, f"the manifest says {dict(entry.tokens)} tokens, the rows hold {found}")
-    yield from _by_row(path, (_row_fault(shard, row, vocabulary) for row in range(len(ids))))
-    yield from _sidecar_faults(shard, entry, manifest)
-
-
-def _by_row(path: str, messages: Iterator[str]) -> Iterator[Fault]:
-    """One fault per kind of message, with all its rows."""
-    rows: dict[str, list[int]] = {}
-    for row, message in enumerate(messages):
-        if message:
-            rows.setdefault(message, []).append(row)
-    for message, where in rows.items():
-        yield Fault(path, message, tuple(where))
-
-
-def _row_fault(shard: OpenShard, row: int, vocabulary: Vocabulary) -> str:
-    used = int(shard.num_tokens[row])
-    starts = shard.starts[shard.start_offsets[row] : shard.start_offsets[row + 1]]
-    spans = shard.spans[shard.span_offsets[row] : shard.span_offsets[row + 1]].reshape(-1)
-    if not starts.size or int(starts[0]) != 0 or (np.diff(starts) <= 0).any() or int(starts[-1]) >= used:
-        return "document starts are not ascending from 0 within the row's ids"
-    if spans.size and (int(spans[0]) < 0 or (np.diff(spans) <= 0).any() or int(spans[-1]) > used):
-        return "loss spans are not ascending, separate and within the row's ids"
-    if (shard.token_ids[row, used:] != vocabulary.pad_id).any():
-        return "ids after num_tokens are not padding"
-    for block in vocabulary.blocks.values():
-        fault = media_fault(shard.token_ids[row, :used], block)
-        if fault:
-            return fault
-    return ""
-
-
-def _sidecar_faults(shard: OpenShard, entry: ShardEntry, manifest: Manifest) -> Iterator[Fault]:
-    path = sidecar_path(shard.path)
-    name = str(Path(entry.path).with_name(path.name))
-    if not path.is_file():
-        yield Fault(name, "the sidecar with the sample ids is missing")
-        return
-    expected = manifest.extra.get("sidecars", {}).get(name)
-    if expected and file_sha256(path) != expected:
-        yield Fault(name, "its bytes are not the bytes that were written")
-        return
-    table = pq.read_table(path)
-    if not table.schema.equals(SIDECAR_SCHEMA):
-        yield Fault(name, "its columns are not those of FORMAT.md")
-        return
-    rows, starts, stops = (_integers(table, column) for column in ("row", "start", "stop"))
-    document_rows = np.repeat(np.arange(len(shard.token_ids)), np.diff(shard.start_offsets))
-    if not (np.array_equal(rows, document_rows) and np.array_equal(starts, shard.starts)):
-        yield Fault(name, "its documents are not at the shard's document starts")
-    filled = np.bincount(rows, weights=stops - starts, minlength=len(shard.token_ids)).astype(np.int64)
-    wrong = np.flatnonzero(filled != shard.num_tokens)
-    if wrong.size:
-        yield Fault(name, "its documents do not add up to num_tokens", tuple(wrong.tolist()))
-
-
-def _verify_samples(folder: Path, manifest: Manifest) -> Verification:
-    faults: list[Fault] = []
-    frames: Counter[str] = Counter()
-    seen: set[str] = set()
-    num_rows = 0
-    for entry in manifest.shards:
-        path = folder / entry.path
-        try:
-            check_size(path, entry)
-            check_sha256(path, entry.sha256, 0 if is_remote(path) else path.stat().st_mtime_ns)
-            file = pq.ParquetFile(arrow_source(path))
-        except (AnyGPTError, pa.ArrowInvalid) as error:
-            faults.append(Fault(entry.path, str(error)))
-            continue
-        with file:
-            if not file.schema_arrow.equals(SAMPLE_SCHEMA):
-                faults.append(Fault(entry.path, "its columns are not those of FORMAT.md"))
-                continue
-            if file.metadata.num_rows != entry.num_rows:
-                faults.append(
-                    Fault(entry.path, f"the manifest says {entry.num_rows} rows, it has {file.metadata.num_rows}")
-                )
-            num_rows += file.metadata.num_rows
-            found: Counter[str] = Counter()
-            faults += _sample_faults(file, entry.path, seen, found)
-            frames.update(found)
-    return Verification(folder, "samples", len(manifest.shards), num_rows, num_rows, dict(frames), tuple(faults))
-
-
-def _sample_faults(file: Any, path: str, seen: set[str], frames: Counter[str]) -> Iterator[Fault]:
-    twice: list[int] = []
-    wrong: dict[str, list[int]] = {}
-    first = 0
-    for batch in file.iter_batches(batch_size=4096, columns=["sample_id", "segments"]):
-        for row, sample_id in enumerate(batch.column("sample_id").to_pylist(), start=first):
-            if sample_id in seen:
-                twice.append(row)
-            seen.add(sample_id)
-        for row, message in _segment_faults(batch.column("segments"), frames):
-            wrong.setdefault(message, []).append(first + row)
-        first += batch.num_rows
-    if twice:
-        yield Fault(path, "sample ids that are there twice", tuple(twice))
-    for message, rows in wrong.items():
-        yield Fault(path, message, tuple(sorted(set(rows))))
-
-
-def _segment_faults(segments: Any, frames: Counter[str]) -> Iterator[tuple[int, str]]:
-    """(row, fault) of every segment that breaks Table 1; all columns at once, codes stay in Arrow's buffers."""
-    offsets = buffer_view(segments.offsets)
-    flat = segments.flatten()
-    row_of = np.repeat(np.arange(len(segments)), np.diff(offsets))
-    columns = {name: flat.field(name) for name in ("modality", "text", "codes", "levels", "duration_s")}
-    bounds = buffer_view(columns["codes"].offsets)
-    values = buffer_view(columns["codes"].values)
-    described = zip(
-        columns["modality"].to_pylist(),
-        columns["text"].is_valid().to_pylist(),
-        columns["codes"].is_valid().to_pylist(),
-        columns["levels"].to_pylist(),
-        columns["duration_s"].to_pylist(),
-        strict=True,
+    for found in findings:
+        tokens.update(found.tokens)
+    faults = [fault for found in findings for fault in found.faults]
+    faults += _repeated_samples(folder, entries, findings)
+    faults += manifest_faults(folder, manifest, findings)
+    return Verification(
+        folder,
+        manifest.kind,
+        len(entries),
+        len(manifest.shards),
+        sum(found.num_rows for found in findings),
+        sum(found.documents for found in findings),
+        dict(tokens),
+        tuple(faults),
     )
-    for number, (modality, has_text, has_codes, levels, duration_s) in enumerate(described):
-        row = int(row_of[number])
-        if modality == Modality.TEXT:
-            if has_codes or not has_text:
-                yield row, "a text segment without text, or with codes"
-            continue
-        if has_text or not has_codes or not levels:
-            yield row, f"{modality}: a medium without codes, or with text"
-            continue
-        codes = values[bounds[number] : bounds[number + 1]]
-        frames[modality] += len(codes) // levels
-        message = rate_fault(modality, codes, levels, duration_s)
-        if message:
-            yield row, message
 
 
-def _count_faults(manifest: Manifest) -> Iterator[Fault]:
-    counts = manifest.counts
-    if not {"inputs", "written", "filtered", "rejected"} <= set(counts):
+def sampled(entries: Sequence[ShardEntry], limit: int | None) -> Sequence[ShardEntry]:
+    """All entries, or ``limit`` of them, spread evenly from the first to the last."""
+    if limit is None or limit >= len(entries):
+        return entries
+    return [entries[number] for number in np.linspace(0, len(entries) - 1, limit).round().astype(int).tolist()]
+
+
+def _look(folder: Path, manifest: Manifest) -> Callable[[ShardEntry], ShardFindings]:
+    if manifest.kind == "samples":
+        return partial(look_at_samples, folder)
+    # The list of shards stays here: every process is told of one at a time.
+    return partial(look_at_packed, local_only(folder, "packed shards"), replace(manifest, shards=()))
+
+
+def _findings(
+    look: Callable[[ShardEntry], ShardFindings], entries: Sequence[ShardEntry], workers: int, progress: Progress
+) -> Iterator[ShardFindings]:
+    if workers <= 1:
+        for entry in entries:
+            yield look(entry)
+            progress(entry.num_bytes)
         return
-    parts = counts["written"] + sum(counts["filtered"].values()) + sum(counts["rejected"].values())
-    if counts["inputs"] != parts:
-        yield Fault("manifest.json", f"inputs {counts['inputs']} are not written + filtered + rejected = {parts}")
+    results = map_in_processes(
+        look, entries, workers=workers, on_done=lambda number: progress(entries[number].num_bytes)
+    )
+    for entry, found in zip(entries, results, strict=True):
+        if isinstance(found, WorkerDied):
+            found = ShardFindings(faults=(Fault(entry.path, f"cannot be looked at: {found}, twice"),))
+        yield found
 
 
-def _integers(table: pa.Table, column: str) -> npt.NDArray[np.int64]:
-    chunks: Sequence[Any] = table.column(column).chunks
-    return np.concatenate([np.empty(0, np.int64), *(buffer_view(chunk).astype(np.int64) for chunk in chunks)])
+def _repeated_samples(
+    folder: Path, entries: Sequence[ShardEntry], findings: Sequence[ShardFindings]
+) -> Iterator[Fault]:
+    def read_ids(number: int) -> Iterator[tuple[int, Any]]:
+        first = 0
+        with open_parquet(folder / entries[number].path) as file:
+            for batch in file.iter_batches(columns=["sample_id"]):
+                yield first, batch.column("sample_id")
+                first += batch.num_rows
+
+    try:
+        for number, rows in find_repeated([found.id_hashes for found in findings], read_ids):
+            yield Fault(entries[number].path, "sample ids that are there twice", rows)
+    except UNREADABLE as error:
+        yield Fault("manifest.json", f"samples that may be there twice cannot be read again: {error}")

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.anygpt_jsonl import ANYGPT_MARKERS, ANYGPT_MEDIA, BLOCKS, form_of, format_line, parse_line, split_message
-from shards.cli import convert
 from shards.convert import export_jsonl, import_jsonl
+from shards.convert_cli import convert
 from shards.errors import CorpusError, DatasetError, SampleError
 from shards.manifest import Manifest, ShardEntry, read_manifest, write_manifest
 from shards.records import Provenance, Segment, TokenizedSample, samples_to_table, table_to_samples

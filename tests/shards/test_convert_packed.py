@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards import convert_mds, convert_megatron
-from shards.cli import convert
+from shards.convert_cli import convert
 from shards.convert_packed import FORMATS, Wanted, export_packed, import_packed, new_folder
 from shards.convert_sidecar import read_vocabulary
 from shards.errors import ChecksumMismatch, ConfigError, DatasetError

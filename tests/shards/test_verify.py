@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -42,7 +43,7 @@ def test_a_flipped_byte_ends_in_exit_1_with_file_and_rows(
     assert cli.verify([str(packed_folder)]) == 1
     errors = capsys.readouterr().err
     assert "shard-00000.arrow" in errors
-    assert "damaged rows: 96..111" in errors
+    assert "rows 96..111: its bytes are not the bytes that were written" in errors
 
 
 def test_a_folder_without_a_manifest_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,9 +64,16 @@ def test_a_sidecar_that_tells_of_other_documents_is_found(packed_folder: Path) -
     table = pq.read_table(sidecar)
     commit_table(sidecar, table.slice(0, table.num_rows - 1))
     _trust_again(packed_folder)
-    whats = [fault.what for fault in verify_dataset(packed_folder).faults]
-    assert any("document starts" in what for what in whats)
-    assert any("do not add up to num_tokens" in what for what in whats)
+    (fault,) = verify_dataset(packed_folder).faults
+    assert fault.path == sidecar.name
+    assert fault.what == "its documents are not at the shard's document starts"
+    assert fault.rows == (19,)
+    stops = np.array(table["stop"].to_pylist(), np.int32)
+    stops[-1] -= 1
+    commit_table(sidecar, table.set_column(7, table.schema.field("stop"), pa.array(stops)))
+    _trust_again(packed_folder)
+    (fault,) = verify_dataset(packed_folder).faults
+    assert (fault.what, fault.rows) == ("its documents do not add up to num_tokens", (19,))
 
 
 def test_wrong_sums_in_the_manifest_are_found(packed_folder: Path) -> None:
