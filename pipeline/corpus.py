@@ -71,7 +71,9 @@ class CorpusConfig(Config):
     leave_out: tuple[Path, ...] = ()
     """Lists of samples that are passed over before a medium is decoded, as ``anygpt-dedup`` writes them."""
     budget: BudgetConfig = BudgetConfig()
-    workers: int = Field(default=2, ge=1)
+    workers: int = Field(default=2, ge=0)
+    """Ray workers that tokenize; 0: this process, without Ray. Then a sample that hangs ends the command, and the same
+    command again rejects it and goes on."""
 
     @property
     def dataset_name(self) -> str:

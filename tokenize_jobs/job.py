@@ -1,8 +1,10 @@
-"""Stage A on Ray Data: the units of all corpora of one call run through one pipeline in one Ray session.
+"""Stage A: the units of all corpora of one call run through one pipeline in one Ray session, or in this process.
 
 One row per unit: a decoding task maps it to a payload, an encoding actor maps that to committed files and a row of
 counts. Ray brings back-pressure, retries of dead workers and, on a cluster, placement; what is done and what is not is
-the ledger's word alone (:mod:`tokenize_jobs.ledger`), so the same call again does only what is missing.
+the ledger's word alone (:mod:`tokenize_jobs.ledger`), so the same call again does only what is missing. With
+``workers = 0`` the same two stages run here, one unit after another: the same files, and none of the seconds in which Ray
+is imported, is started, and starts workers that import torch each.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,10 +47,8 @@ from tokenize_jobs.listing import keep_listing
 from tokenize_jobs.log import JobLog, log_path
 from tokenize_jobs.plan import TokenizeConfig, Units, plan_units
 from tokenize_jobs.progress import Progress
-from tokenize_jobs.ray_stages import run_rows
 from tokenize_jobs.rejects import check_budget
 from tokenize_jobs.report import make_manifest, read_report, write_report
-from tokenize_jobs.session import ray_session
 from tokenize_jobs.stages import EncodeRow, Task, decode_row
 from tokenize_jobs.timing import read_times
 from tokenize_jobs.watchdog import remove_notes
@@ -214,12 +214,11 @@ def _done_rows(jobs: Sequence[Job]) -> Iterator[tuple[Job, Entry, dict[str, Any]
     if not total:
         return
     workers = min(max(job.config.workers for job in jobs), total)
-    cluster = jobs[0].config.cluster
     with (
         Progress(sum(len(job.units) for job in jobs), sum(len(job.units) - len(job.todo) for job in jobs)) as progress,
-        ray_session(workers=workers, address=cluster.address),
+        closing(_pipeline(jobs, workers)) as rows,
     ):
-        for row in _pipeline(jobs, workers):
+        for row in rows:
             if row["error"]:
                 raise pickle.loads(row["error"])
             job = jobs[int(row["task"])]
@@ -242,11 +241,21 @@ def _count(job: Job, entry: Entry) -> None:
     _check_run_budget(job, job.rejected, job.units.num_items)
 
 
-def _pipeline(jobs: Sequence[Job], workers: int) -> Iterator[dict[str, Any]]:
-    """Rows of counts in the order units are done."""
+def _pipeline(jobs: Sequence[Job], workers: int) -> Generator[dict[str, Any]]:
+    """Rows of counts in the order units are done; with no worker, this process does them."""
     rows = pa.concat_tables([job.units.to_table(job.todo, task=n, again=job.again) for n, job in enumerate(jobs)])
     tasks = [job.task for job in jobs]
-    return run_rows(rows, decode_row, EncodeRow, tasks, cluster=jobs[0].config.cluster, workers=workers)
+    if not workers:
+        encode = EncodeRow(tasks)
+        yield from (encode(decode_row(row, tasks)) for row in rows.to_pylist())
+        return
+    # Ray takes seconds to import and start; what needs none of it does not wait for it.
+    from tokenize_jobs.ray_stages import run_rows
+    from tokenize_jobs.session import ray_session
+
+    cluster = jobs[0].config.cluster
+    with ray_session(workers=workers, address=cluster.address):
+        yield from run_rows(rows, decode_row, EncodeRow, tasks, cluster=cluster, workers=workers)
 
 
 def _check_run_budget(job: Job, rejected: Mapping[str, int], inputs: int) -> None:

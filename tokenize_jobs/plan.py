@@ -14,7 +14,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.load import Config
 from pipeline.corpus import CorpusConfig
@@ -55,6 +55,15 @@ class TokenizeConfig(CorpusConfig):
     """What ``anygpt-tokenize`` reads: a corpus, and where its job runs."""
 
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _a_cluster_has_workers(self) -> TokenizeConfig:
+        if self.cluster.address and not self.workers:
+            raise ValueError(
+                f"workers = 0 is this process, without Ray, and cluster.address = {self.cluster.address} says otherwise: "
+                "expected one worker or more, or no address"
+            )
+        return self
 
 
 @dataclass(frozen=True, slots=True)

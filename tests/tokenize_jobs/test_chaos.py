@@ -27,6 +27,7 @@ from ray.cluster_utils import Cluster
 from shards.ledger import read_entries
 from shards.verify import verify_dataset
 from tests.tokenize_jobs.test_tokenize_job import tree, write_codec, write_config, write_corpus
+from tokenize_jobs.cli import tokenize
 from tokenize_jobs.dataset_report import TIMED_NAMES
 from tokenize_jobs.log import log_path
 from tokenize_jobs.session import LOCAL_ENVIRONMENT
@@ -48,10 +49,9 @@ NOTICE_SOON = {
 
 
 class Nodes:
-    """Two real raylets on this machine, the second of which may be lost."""
+    """Two real raylets on this machine, the second of which may be lost; its environment is the caller's to set."""
 
     def __init__(self) -> None:
-        os.environ.update(LOCAL_ENVIRONMENT | NOTICE_SOON)
         node = {"num_cpus": 1, "object_store_memory": 128 << 20}
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
         self._node = node
@@ -82,7 +82,9 @@ class Nodes:
 
 
 @pytest.fixture
-def nodes() -> Iterator[Nodes]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    for name, value in (LOCAL_ENVIRONMENT | NOTICE_SOON).items():
+        monkeypatch.setenv(name, value)
     nodes = Nodes()
     yield nodes
     nodes.close()
@@ -109,10 +111,8 @@ def kill_one(kind: str, nodes: Nodes, driver: subprocess.Popen[bytes], chosen: r
 
 
 def undisturbed(config: Path, output: Path) -> Path:
-    """The dataset as one node writes it, alone."""
-    command = [*COMMAND, str(config), "--set", f"output={output}", "--set", "workers=2"]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    assert subprocess.run(command, check=False, env=environment).returncode == 0
+    """The dataset as one process writes it, alone."""
+    assert tokenize([str(config), "--set", f"output={output}", "--set", "workers=0"]) == 0
     return output
 
 

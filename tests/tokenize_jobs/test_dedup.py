@@ -23,7 +23,6 @@ from PIL import Image
 
 from pipeline.leave_out import LeaveOut
 from tokenize_jobs.dedup_cli import main
-from tokenize_jobs.session import ray_session
 
 CAPTION = "photograph number {} of a series in which no two show the same thing, taken on a {} afternoon by {}"
 WEATHER = ("rainy", "sunny", "windy", "misty", "quiet", "frosty", "golden")
@@ -195,9 +194,8 @@ def test_tokenization_can_look_the_list_up(planted: Path):
 
 
 @pytest.mark.slow
-def test_two_workers_give_the_bytes_of_one_process(planted: Path, tmp_path: Path):
-    with ray_session(workers=2):
-        assert main([str(planted), "--set", f"output={tmp_path / 'out'}", "--set", "workers=2"]) == 0
+def test_two_workers_give_the_bytes_of_one_process(planted: Path, tmp_path: Path, ray_of_this_process: None):
+    assert main([str(planted), "--set", f"output={tmp_path / 'out'}", "--set", "workers=2"]) == 0
     assert tree(tmp_path / "out") == tree(planted.parent / "out")
 
 

@@ -174,23 +174,12 @@ def test_the_second_run_does_no_work_and_changes_no_byte(packed: Path, inputs: P
     assert after == before
 
 
-def test_files_do_not_depend_on_the_number_of_ray_workers(packed: Path, inputs: Path, tmp_path: Path) -> None:
-    """Both in one Ray session: starting it takes longer than packing."""
-    runs = [
-        arguments(inputs, tmp_path / str(workers), tmp_path / f"{workers}.toml", f"workers={workers}")
-        for workers in (1, 2)
-    ]
-    script = f"""
-import sys
-from tokenize_jobs.packing_cli import pack
-from tokenize_jobs.session import ray_session
-with ray_session(workers=2):
-    sys.exit(any([pack(given) for given in {runs!r}]))
-"""
-    done = subprocess.run([sys.executable, "-c", script], check=False, timeout=180, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert contents(tmp_path / "1") == contents(packed)
-    assert contents(tmp_path / "2") == contents(packed)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_do_not_depend_on_the_number_of_ray_workers(
+    packed: Path, inputs: Path, tmp_path: Path, ray_of_this_process: None, workers: int
+) -> None:
+    assert cli.pack(arguments(inputs, tmp_path / "out", tmp_path / "config.toml", f"workers={workers}")) == 0
+    assert contents(tmp_path / "out") == contents(packed)
 
 
 # Where the process dies: after the nth call of the function that makes a file durable.

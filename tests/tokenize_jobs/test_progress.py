@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import json
 
-import pytest
 import ray
 
 from shards.ledger import Entry
 from tokenize_jobs.live_metrics import record_unit
 from tokenize_jobs.progress import INTERVAL_S, Progress
-from tokenize_jobs.session import ray_session
 
 
 class Clock:
@@ -82,19 +80,16 @@ UNIT = Entry(
 EMPTY = Entry("unit-000001", "f" * 16, "00000.tar", 9, 12, 12, 0, 0)
 
 
-def test_outside_of_ray_nothing_is_recorded():
-    if ray.is_initialized():
-        pytest.skip("another test of this process left Ray running")
+def test_outside_of_ray_nothing_is_recorded(no_ray_here: None):
     assert record_unit("pairs", UNIT, encode_s=1.5, wait_s=0.5) is False
 
 
-def test_in_a_real_actor_every_figure_is_recorded_any_number_of_times():
+def test_in_a_real_actor_every_figure_is_recorded_any_number_of_times(ray_of_this_process: None):
     @ray.remote
     class Encoder:
         def done(self, unit: Entry, encode_s: float) -> bool:
             return record_unit("pairs", unit, encode_s=encode_s, wait_s=0.5)
 
-    with ray_session(workers=1):
-        encoder = Encoder.remote()
-        units = ((UNIT, 1.5), (UNIT, 1.5), (EMPTY, 0.0))
-        assert ray.get([encoder.done.remote(*unit) for unit in units]) == [True, True, True]
+    encoder = Encoder.remote()
+    units = ((UNIT, 1.5), (UNIT, 1.5), (EMPTY, 0.0))
+    assert ray.get([encoder.done.remote(*unit) for unit in units]) == [True, True, True]

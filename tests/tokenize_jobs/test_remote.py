@@ -31,7 +31,7 @@ samples = packing.inputs
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[None]:
+def store(no_ray_here: None) -> Iterator[None]:
     """A server, and a Ray that was started when its address was known, as a user's is."""
     with s3_server() as url, pointed_at(url):
         make_bucket("bucket")

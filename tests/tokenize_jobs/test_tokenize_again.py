@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,7 @@ from tokenize_jobs.cli import tokenize
 from tokenize_jobs.dataset_report import TIMED_NAMES
 from tokenize_jobs.job import Choice, Job, prepare_job
 from tokenize_jobs.plan import TokenizeConfig
-from tokenize_jobs.session import ray_session
 from tokenize_jobs.stages import EncodeRow, decode_row
-
-
-@pytest.fixture(scope="module")
-def ray_of_this_module() -> Iterator[None]:
-    with ray_session(workers=2):
-        yield
 
 
 @pytest.fixture
@@ -101,7 +94,7 @@ def test_retrying_decodes_the_rejected_inputs_and_no_others(config: TokenizeConf
 
 
 def test_exactly_the_named_units_are_done_again(
-    config: TokenizeConfig, tmp_path: Path, ray_of_this_module: None, capsys: pytest.CaptureFixture[str]
+    config: TokenizeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     path = str(tmp_path / f"{config.corpus}.toml")
     assert tokenize([path, "--only", "unit-000001", "unit-000003"]) == 0

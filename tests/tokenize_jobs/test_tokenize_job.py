@@ -6,13 +6,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,6 @@ from shards.vocabulary import Modality
 from tokenize_jobs.cli import tokenize
 from tokenize_jobs.dataset_report import TIMED_NAMES
 from tokenize_jobs.log import log_path
-from tokenize_jobs.session import ray_session
 
 CORPUS = "laion2b"
 PICTURES, BROKEN, UNCAPTIONED = 44, 3, 2
@@ -68,10 +67,13 @@ def write_corpus(root: Path, *, shards: int = 2, pictures: int = PICTURES // 2) 
     return root
 
 
-def write_config(folder: Path, root: Path, codec: Path, *, name: str = CORPUS, unit_items: int = 10) -> Path:
+def write_config(
+    folder: Path, root: Path, codec: Path, *, name: str = CORPUS, unit_items: int = 10, workers: int = 0
+) -> Path:
+    """``folder/NAME.toml``, whose dataset comes to ``folder/out/NAME``."""
     path = folder / f"{name}.toml"
     path.write_text(
-        f'corpus = "laion2b"\nname = "{name}"\nroot = "{root}"\noutput = "{folder / "out" / name}"\nworkers = 1\n'
+        f'corpus = "laion2b"\nname = "{name}"\nroot = "{root}"\noutput = "{folder / "out" / name}"\nworkers = {workers}\n'
         f'unit_items = {unit_items}\n[tokenizers]\nimage = "{codec}"\n[filters]\nmax_punsafe = 0.5\n',
         encoding="utf-8",
     )
@@ -94,20 +96,13 @@ def tree(folder: Path, *, but: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def ray_of_this_module() -> Iterator[None]:
-    """One Ray for all runs of this process; the command uses a session that is open."""
-    with ray_session(workers=2):
-        yield
-
-
-@pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_codec(tmp_path_factory.mktemp("codec") / "codec.safetensors")
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory, codec: Path, ray_of_this_module: None) -> Path:
-    """Two corpora tokenized in one call, by one worker; the folder that holds their configs and outputs."""
+def dataset(tmp_path_factory: pytest.TempPathFactory, codec: Path) -> Path:
+    """Two corpora tokenized in one call, by this process; the folder that holds their configs and outputs."""
     folder = tmp_path_factory.mktemp("tokenized")
     small = write_corpus(folder / "small", shards=1, pictures=3)
     configs = [
@@ -168,21 +163,33 @@ def test_the_same_command_again_changes_no_byte_and_starts_no_ray(dataset: Path)
 @pytest.mark.parametrize(
     ("workers", "decode_cpus", "encode_cpus"), [(2, 0.5, 0.25), (4, 0.4, 0.4)], ids=["2-apart", "4-in-one"]
 )
-def test_any_number_of_workers_and_separate_stages_write_the_same_files(
-    dataset: Path, workers: int, decode_cpus: float, encode_cpus: float
+def test_any_number_of_workers_and_separate_stages_write_the_files_of_one_process(
+    dataset: Path,
+    tmp_path: Path,
+    codec: Path,
+    ray_of_this_process: None,
+    workers: int,
+    decode_cpus: float,
+    encode_cpus: float,
 ) -> None:
-    output = dataset / f"{workers}-workers"
-    keys = [f"cluster.decode_cpus={decode_cpus}", f"cluster.encode_cpus={encode_cpus}"]
-    keys += [f"workers={workers}", f"output={output}"]
-    arguments = [word for key in keys for word in ("--set", key)]
-    assert tokenize([str(dataset / f"{CORPUS}.toml"), *arguments]) == 0
-    assert tree(output, but=TIMED_NAMES) == tree(dataset / "out" / CORPUS, but=TIMED_NAMES)
+    """Both corpora in one call, whose units go through one pipeline."""
+    roots = {CORPUS: "root", "second": "small"}
+    configs = [write_config(tmp_path, dataset / root, codec, name=name) for name, root in roots.items()]
+    keys = [f"cluster.decode_cpus={decode_cpus}", f"cluster.encode_cpus={encode_cpus}", f"workers={workers}"]
+    assert tokenize([*map(str, configs), *(word for key in keys for word in ("--set", key))]) == 0
+    for name in roots:
+        assert tree(tmp_path / "out" / name, but=TIMED_NAMES) == tree(dataset / "out" / name, but=TIMED_NAMES)
 
 
-def test_units_that_are_missing_are_done_and_no_others(dataset: Path, tmp_path: Path, codec: Path) -> None:
-    config, output = dataset / f"{CORPUS}.toml", dataset / "2-workers"
-    if not output.exists():
-        assert tokenize([str(config), "--set", f"output={output}"]) == 0
+def test_a_cluster_without_workers_is_wrong_usage(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``workers = 0`` is this process; an address says the opposite."""
+    assert tokenize([str(dataset / f"{CORPUS}.toml"), "--set", "cluster.address=head:6379"]) == 2
+    assert "workers" in capsys.readouterr().err
+
+
+def test_units_that_are_missing_are_done_and_no_others(dataset: Path, tmp_path: Path) -> None:
+    config, output = dataset / f"{CORPUS}.toml", tmp_path / "out"
+    shutil.copytree(dataset / "out" / CORPUS, output)
     (output / "ledger" / "unit-000002.json").unlink()
     (output / "shards" / "unit-000004.parquet").write_bytes(b"cut")
     kept = {path: path.stat().st_mtime_ns for path in (output / "shards").iterdir()}
@@ -202,7 +209,7 @@ def test_other_filters_on_the_same_output_are_an_error_that_says_what_changed(
 
 
 def test_an_exceeded_budget_stops_with_one_message_and_commits_no_such_unit(
-    tmp_path: Path, codec: Path, ray_of_this_module: None, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, codec: Path, ray_of_this_process: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / "root"
     root.mkdir()
@@ -210,7 +217,7 @@ def test_an_exceeded_budget_stops_with_one_message_and_commits_no_such_unit(
         for number in range(120):
             add_member(archive, f"{number:09d}.jpg", b"no picture")
             add_member(archive, f"{number:09d}.txt", b"a caption")
-    config = write_config(tmp_path, root, codec, unit_items=200)
+    config = write_config(tmp_path, root, codec, unit_items=200, workers=1)
     assert tokenize([str(config), "--set", "budget.unit_share=0.1"]) == 1
     message = capsys.readouterr().err
     assert "120: image_unreadable (120)" in message
@@ -220,10 +227,10 @@ def test_an_exceeded_budget_stops_with_one_message_and_commits_no_such_unit(
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_with_the_same_bytes(
-    tmp_path: Path, codec: Path, ray_of_this_module: None
+    tmp_path: Path, codec: Path, ray_of_this_process: None
 ) -> None:
     root = write_corpus(tmp_path / "root", shards=2, pictures=60)
-    config = write_config(tmp_path, root, codec, unit_items=2)
+    config = write_config(tmp_path, root, codec, unit_items=2, workers=1)
     output = tmp_path / "out" / CORPUS
     script = "import sys; from tokenize_jobs.cli import tokenize; sys.exit(tokenize(sys.argv[1:]))"
     running = subprocess.Popen([sys.executable, "-c", script, str(config)], start_new_session=True)
@@ -240,7 +247,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_with_the_same_bytes(
     assert missing[0] == 63
     assert 0 < missing[1] <= 60
     undisturbed = tmp_path / "undisturbed"
-    assert tokenize([str(config), "--set", f"output={undisturbed}"]) == 0
+    assert tokenize([str(config), "--set", f"output={undisturbed}", "--set", "workers=0"]) == 0
     assert tree(output, but=TIMED_NAMES) == tree(undisturbed, but=TIMED_NAMES)
 
 
