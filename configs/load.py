@@ -11,7 +11,8 @@ import difflib
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 
@@ -126,7 +127,7 @@ def _explain(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         known = _known_keys(kind, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(sorted(known))}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
         return f"unknown key {key!r}; {hint}"
     if problem["type"] == "missing":
         return f"key {key!r} is required and missing; add it"
@@ -134,14 +135,31 @@ def _explain(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
 
 
 def _known_keys(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
-    model: Any = kind
+    """Keys of the table at ``location``, which may lead through tables of tables (``datasets.speech``) and lists."""
+    here: list[Any] = [kind]
     for part in location:
-        field = getattr(model, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
-    return list(getattr(model, "model_fields", {}))
+        # Where a value may be of several kinds, pydantic also names the kind it tried, which leads no further down.
+        named = [one for one in here if getattr(one, "__name__", "") == part]
+        here = [inner for one in here for inner in _inside(one, part)] or named or here
+    return sorted({name for one in here for name in getattr(one, "model_fields", {})})
+
+
+def _inside(kind: Any, part: str) -> list[Any]:
+    """What may lie at ``part`` of a value of ``kind``, unions taken apart."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        field = kind.model_fields.get(part)
+        return [] if field is None else _alternatives(field.annotation)
+    # dict[str, X], Mapping[str, X], tuple[X, ...], list[X]: the value is the last that is a type.
+    arguments = [argument for argument in get_args(kind) if argument is not Ellipsis]
+    return _alternatives(arguments[-1]) if arguments else []
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    if get_origin(kind) is Annotated:
+        return _alternatives(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [one for member in get_args(kind) for one in _alternatives(member)]
+    return [kind]
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

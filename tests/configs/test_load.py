@@ -1,5 +1,7 @@
 """A config that is wrong fails at once, and says in which file, at which key, and what to do."""
 
+from typing import Annotated
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +20,14 @@ class Outer(Config):
     output: str
     share: float = Field(default=0.5, ge=0.0, le=1.0)
     inner: Inner = Inner()
+
+
+class Tables(Config):
+    sources: dict[str, Inner] = {}
+    stages: tuple[Inner, ...] = ()
+    either: Annotated[Inner | None, Field(description="an option")] = None
+    deep: dict[str, list[Inner]] = {}
+    kinds: list[Inner | Outer] = []
 
 
 def write(folder, name: str, text: str):
@@ -51,6 +61,24 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path, text, message):
         load_config(path, Outer)
     assert message in str(caught.value) and str(tmp_path) in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("[sources.speech]\nKEY = 3", "sources.speech.KEY"),
+        ("[[stages]]\n[[stages]]\nKEY = 3", "stages.1.KEY"),
+        ("[either]\nKEY = 3", "either.KEY"),
+        ("[[deep.a]]\nKEY = 3", "deep.a.0.KEY"),
+        ("[[kinds]]\nKEY = 3", "kinds.0.Inner.KEY"),
+    ],
+)
+def test_in_tables_of_tables_and_lists_the_known_keys_are_named_too(tmp_path, text, key):
+    for word, hint in (("sizes", "did you mean 'size'"), ("zzz", "known keys here: name, ")):
+        path = write(tmp_path, "run.toml", text.replace("KEY", word))
+        with pytest.raises(ConfigError) as caught:
+            load_config(path, Tables)
+        assert f"unknown key '{key.replace('KEY', word)}'; {hint}" in str(caught.value)
 
 
 def test_a_base_of_a_base_is_refused(tmp_path):
