@@ -17,7 +17,7 @@ from shards.errors import ConfigError
 from shards.inspection import read_rows, shown_rows, shown_samples, spread
 from shards.inspector_media import Decoders, Detokenizer
 from shards.inspector_overview import facts_html, heading_html, survey_html
-from shards.inspector_page import contents, table, tools, write_page
+from shards.inspector_page import contents, in_words, table, tools, write_page
 from shards.inspector_rows import legend, row_html
 from shards.inspector_samples import left_out_html, read_left_out, sample_html
 from shards.manifest import Manifest, read_manifest
@@ -239,4 +239,4 @@ def _places_of(dataset: PackedDataset, trail: Trail, decoders: Decoders, most: i
 
 def _place_cells(place: Place) -> list[str | int]:
     ids = f"{place.start:,} to {place.stop:,}"
-    return [place.dataset_row, place.sample_id, place.source, place.direction, place.draw, ids, place.shard]
+    return [place.dataset_row, place.sample_id, place.source, in_words(place.direction), place.draw, ids, place.shard]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 
 import numpy as np
@@ -42,14 +42,15 @@ def survey_html(survey: Survey, noun: str, *, tokens_known: bool) -> str:
     """
     parts = [f'<p class="quiet">{_looked_at(survey, noun)}</p>']
     if survey.tokens and not tokens_known:
-        parts.append(_by_dataset(survey.tokens, f"Tokens by modality and dataset, {_looked_at(survey, noun)}"))
+        parts.append(_by_dataset(survey.tokens, "Tokens by modality and dataset, of the rows looked at"))
+    charts: list[str] = []
     for title, group in groupby(survey.measured, key=lambda measured: measured.title):
-        charts = list(group)
-        parts.append(f"<h3>{html.escape(title)}</h3>{_charts(charts[:MAX_CHARTS])}")
-        if rest := charts[MAX_CHARTS:]:
-            names = html.escape(", ".join(in_words(measured.part) for measured in rest))
-            parts.append(f'<p class="quiet">and without a chart: {names}</p>')
-    return "".join(parts)
+        of_title = list(group)
+        charts += map(_chart, of_title[:MAX_CHARTS])
+        if rest := of_title[MAX_CHARTS:]:
+            names = ", ".join(in_words(measured.part) for measured in rest)
+            parts.append(f'<p class="quiet">{html.escape(f"{title}, without a chart: {names}")}</p>')
+    return "".join([*parts, f'<div class="charts">{"".join(charts)}</div>'])
 
 
 def _looked_at(survey: Survey, noun: str) -> str:
@@ -59,19 +60,15 @@ def _looked_at(survey: Survey, noun: str) -> str:
     return f"{survey.looked_at:,} of {survey.total:,} {noun} were looked at, in {files}, spread evenly"
 
 
-def _charts(charts: Sequence[Measured]) -> str:
-    return f'<div class="charts">{"".join(map(_chart, charts))}</div>'
-
-
 def _chart(measured: Measured) -> str:
     histogram = make_histogram(measured.values, whole=measured.whole)
-    name = in_words(measured.part) or measured.title
-    picture = draw_histogram(histogram, label=name, unit=measured.unit, things=measured.things)
+    part = in_words(measured.part)
+    name = f"{measured.title}: {part}" if part else measured.title
+    picture = draw_histogram(histogram, label=name, unit=measured.unit or part, things=measured.things)
     rows = [(histogram.name(number), count) for number, count in enumerate(histogram.counts)]
-    numbers = table([measured.unit or name, measured.things], rows, name=f"numbers of the chart {name}")
-    heading = f"<strong>{html.escape(name)}</strong> " if measured.part else ""
+    numbers = table([measured.unit or part, measured.things], rows, name=f"numbers of the chart {name}")
     return (
-        f'<figure class="chart">{picture}<figcaption>{heading}{_summary(measured)}</figcaption>'
+        f'<figure class="chart"><h3>{html.escape(name)}</h3>{picture}<figcaption>{_summary(measured)}</figcaption>'
         f"<details><summary>numbers</summary>{numbers}</details></figure>"
     )
 
@@ -82,8 +79,11 @@ def _summary(measured: Measured) -> str:
     if not len(known):
         return "no numbers"
     facts = {"least": known.min(), "median": np.median(known), "mean": known.mean(), "most": known.max()}
+    exact = {"least", "most"} if measured.whole else set[str]()
     unknown = f", {len(values) - len(known):,} are no number" if len(known) < len(values) else ""
-    said = ", ".join(f"{name} {say_number(float(f'{value:.6g}'))}" for name, value in facts.items())
+    said = ", ".join(
+        f"{name} {say_number(float(value if name in exact else f'{value:.4g}'))}" for name, value in facts.items()
+    )
     return f"{len(values):,} {html.escape(measured.things)}: {said}{unknown}"
 
 

@@ -99,7 +99,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str | int]], *, name: st
     body = "".join(f"<tr>{cells(row, 'td', 'td')}</tr>" for row in rows)
     label = f' aria-label="{html.escape(name)}"' if name else ""
     head = f"<thead><tr>{cells(heads, 'th', _HEAD_CELL)}</tr></thead>"
-    return f'<div class="scroll"><table{label}>{head}<tbody>{body}</tbody></table></div>'
+    kind = "scroll wide" if len(heads) > 3 else "scroll"
+    return f'<div class="{kind}"><table{label}>{head}<tbody>{body}</tbody></table></div>'
 
 
 def share_bar(counts: Mapping[str, int], *, whole: int | None = None) -> str:
