@@ -132,3 +132,47 @@ def test_a_codec_config_opens_the_way_back_of_its_codes(
 def test_a_folder_that_is_no_dataset_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert inspect_cli.inspect([str(tmp_path)]) == 1
     assert "found none; run the command that makes it" in capsys.readouterr().err
+
+
+def test_one_sample_is_shown_where_it_is(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--sample", "s", "--samples", str(made / "samples"), "--output", str(tmp_path / "page.html")]
+    assert inspect_cli.inspect([str(made / "packed"), *given]) == 0
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert CAPTION in page
+    assert 'class="document wanted"' in page
+    assert inspect_cli.inspect([str(made / "packed"), "--sample", "t"]) == 1
+    assert "expected the id 't', found none such, written or left out; the nearest are s" in capsys.readouterr().err
+
+
+def test_rows_and_pages_are_chosen(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    for chosen in (["--row", "0"], ["--rows", "0:5"], ["--rows", ":1"], ["--page", "1", "--per-page", "3"]):
+        assert inspect_cli.inspect([str(made / "packed"), *chosen, "--output", str(page)]) == 0
+        assert "row 0 of 1" in page.read_text(encoding="utf-8")
+    assert inspect_cli.inspect([str(made / "packed"), "--page", "2"]) == 2
+    assert "expected rows from 0 to 0, found 20 to 39 asked for" in capsys.readouterr().err
+    assert inspect_cli.inspect([str(made / "samples"), "--pages", "all"]) == 0
+    assert f"{made / 'samples.inspect' / 'index.html'}: open it in a browser" in capsys.readouterr().out
+    assert (made / "samples.inspect" / "page-0001.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rows", "5:5"], "expected A below B"),
+        (["--rows", "0"], "0: expected 1 or more"),
+        (["--rows", "a:2"], "'a': expected a whole number"),
+        (["--row", "-1"], "expected"),
+        (["--sample", "s", "--row", "1"], "--sample finds its rows itself"),
+        (["--samples", "x"], "give the ID"),
+        (["--pages", "all", "--rows", "7"], "--pages all shows all rows"),
+        (["--row", "1", "--page", "1"], "not allowed with"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        inspect_cli.inspect(["dataset", *arguments])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
