@@ -40,10 +40,10 @@ def made(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Path:
     text = load_text_tokenizer(folder / "text")
     vocabulary = load_vocabulary(repository / "configs/vocabulary/tiny.toml", text_tokenizer=text)
     ids = np.concatenate([[1], text.encode(CAPTION), vocabulary.media_token_ids("image", codes), [2]]).astype(np.int64)
-    row = PackedRow(ids, len(ids), (0,), ((0, len(ids)),), (Placement("s", "d", 0, "x", 0, len(ids)),))
+    row = PackedRow(ids, len(ids), (0,), ((0, len(ids)),), (Placement("s", "c", 0, "x", 0, len(ids)),))
     entry = write_packed_shard(folder / "packed/a.arrow", [row], vocabulary=vocabulary, sequence_length=len(ids))
     tokenizers = {"image": codec.fingerprint}
-    extra = {"sequence_length": len(ids)}
+    extra = {"sequence_length": len(ids), "sources": {"c": len(ids)}}
     write_manifest(
         folder / "packed",
         Manifest("packed", "one", "f", (entry,), FORMAT_VERSION, tokenizers, vocabulary, extra=extra),
