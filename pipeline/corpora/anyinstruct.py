@@ -3,7 +3,8 @@
 Source: AnyGPT section 4.2; layout of the fnlp/AnyInstruct card (the inner field names are an assumption).
 Reads: ``metadata.jsonl`` and the files below ``images_224``, ``music`` and ``speech`` beside it.
 Yields: one sample per conversation, with the slots ``user`` and ``assistant`` in turn: texts, and media where their
-placeholders (``<image1>``, ``<music1>``) stand. A sample's id is its line.
+placeholders (``<image1>``, ``<music1>``) stand. A sample's id is its line. A question at the end that nobody answered is
+kept (templates leave it out); a system message in front (role ``SYSTEM``, in no published file) becomes the slot ``system``.
 
 Speech (``options.speech``): ``text`` takes what was said as text. ``speech`` is AnyGPT's chain of a spoken conversation: the
 user speaks (slot ``user``), what was understood is a ``transcript``, and the reply is text, media and then speech.
@@ -29,8 +30,8 @@ from shards.records import Provenance
 from shards.vocabulary import Modality
 
 CORPUS = "anyinstruct"
-USER, ASSISTANT, TRANSCRIPT = "user", "assistant", "transcript"
-ROLES = {"USER": USER, "AnyGPT": ASSISTANT}
+SYSTEM, USER, ASSISTANT, TRANSCRIPT = "system", "user", "assistant", "transcript"
+ROLES = {"USER": USER, "AnyGPT": ASSISTANT, "SYSTEM": SYSTEM}
 _PLACEHOLDER = re.compile(r"<(image|music)([0-9]+)>")
 _FILES = {"image": ("images", "image_file", "images_224"), "music": ("music", "music_file", "music")}
 
@@ -62,14 +63,7 @@ def sources(root: Path, options: Options) -> list[Source]:
 
 def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Conversations ``[start, stop)`` of a file."""
-    return read_lines(
-        root,
-        source,
-        lambda line, sample_id: _sample(root, source.path, line, options, sample_id),
-        corpus=CORPUS,
-        start=start,
-        stop=stop,
-    )
+    return read_lines(root, source, options, _sample, corpus=CORPUS, start=start, stop=stop)
 
 
 def _sample(root: Path, path: Path, line: Line, options: Options, sample_id: str) -> RawSample:
@@ -78,12 +72,17 @@ def _sample(root: Path, path: Path, line: Line, options: Options, sample_id: str
     if not isinstance(chat, list) or not chat:
         raise SampleError("dialogue_empty", f"expected turns in chat, found {chat!r}")
     turns = [_turn(root, path.parent, message, options) for message in chat]
+    opening = turns[:1] if turns[0].role == SYSTEM else []
+    turns = turns[len(opening) :]
     roles = [turn.role for turn in turns]
-    if roles != [USER, ASSISTANT] * (len(roles) // 2):
+    if len(roles) < 2 or roles != ([USER, ASSISTANT] * len(roles))[: len(roles)]:
         raise SampleError("turns_out_of_order", f"expected user and assistant in turn, found {roles}")
-    segments: list[RawSegment] = []
-    for user, reply in zip(turns[::2], turns[1::2], strict=True):
+    segments: list[RawSegment] = [part for turn in opening for part in turn.parts]
+    for user, reply in zip(turns[::2], turns[1::2], strict=False):
         segments += _exchange(user, reply, options)
+    if len(turns) % 2:
+        last = turns[-1]
+        segments += [*([last.speech] if last.speech is not None else []), *last.parts]
     provenance = Provenance(relative_name(path, root), str(record.get("id", "")), line.offset)
     return RawSample(sample_id, CORPUS, options.split, tuple(segments), provenance)
 

@@ -50,16 +50,7 @@ def sources(root: Path, options: Options) -> list[Source]:
 
 def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Rows ``[start, stop)`` of a file."""
-    columns = _columns(options)
-    return read_table(
-        root,
-        source,
-        columns,
-        lambda row, sample_id, provenance: _sample(root, source.path, row, options, columns, sample_id, provenance),
-        corpus=options.label or CORPUS,
-        start=start,
-        stop=stop,
-    )
+    return read_table(root, source, options, _columns(options), _sample, corpus=CORPUS, start=start, stop=stop)
 
 
 def _columns(options: Options) -> Columns:

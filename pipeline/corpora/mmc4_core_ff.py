@@ -58,14 +58,7 @@ def sources(root: Path, options: Options) -> list[Source]:
 
 def read(root: Path, source: Source, options: Options, *, start: int = 0, stop: int | None = None) -> Iterator[Outcome]:
     """Documents ``[start, stop)`` of a file."""
-    return read_lines(
-        root,
-        source,
-        lambda line, sample_id: _sample(root, source.path, line, options, sample_id),
-        corpus=CORPUS,
-        start=start,
-        stop=stop,
-    )
+    return read_lines(root, source, options, _sample, corpus=CORPUS, start=start, stop=stop)
 
 
 def _sample(root: Path, path: Path, line: Line, options: Options, sample_id: str) -> RawSample:

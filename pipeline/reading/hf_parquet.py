@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -34,6 +34,12 @@ class ParquetOptions(CorpusOptions):
     """The published corpus, e.g. ``mls``: samples are recorded under it, and templates go by it. The reader if empty."""
 
 
+OptionsT = TypeVar("OptionsT", bound=ParquetOptions)
+Build = Callable[[Path, Path, Row, OptionsT, Columns, str, Provenance], RawSample | Filtered]
+"""From the root, the file, a row without a problem, the options, the columns, the id of its sample and where it stands to
+the sample."""
+
+
 def list_tables(root: Path, options: ParquetOptions, columns: Columns, *, corpus: str) -> list[Source]:
     """Every Parquet file of the split, in the order of the names; one that cannot be read is one input."""
     patterns = [pattern.replace("{split}", options.split) for pattern in options.files]
@@ -43,8 +49,9 @@ def list_tables(root: Path, options: ParquetOptions, columns: Columns, *, corpus
 def read_table(
     root: Path,
     source: Source,
+    options: OptionsT,
     columns: Columns,
-    build: Callable[[Row, str, Provenance], RawSample | Filtered],
+    build: Build[OptionsT],
     *,
     corpus: str,
     start: int = 0,
@@ -53,15 +60,17 @@ def read_table(
     """One outcome for each of the rows ``[start, stop)``; a sample's id is its row.
 
     Args:
-        build: from a row without a problem, the id of its sample and where it stands to the sample.
-        corpus: the label of the samples.
+        corpus: the reader; the label of the samples where ``options`` give none.
     """
+    corpus = options.label or corpus
     name = relative_name(source.path, root)
     for row in iter_rows(source.path, columns=columns, start=start, stop=stop):
         sample_id = f"{corpus}/{name.removesuffix('.parquet')}/{row.number}"
         provenance = Provenance(name, _member(row), row.number)
         yield attempt(
-            lambda row=row, sample_id=sample_id, provenance=provenance: _built(row, sample_id, provenance, build),
+            lambda row=row, sample_id=sample_id, provenance=provenance: build(
+                root, source.path, _whole(row), options, columns, sample_id, provenance
+            ),
             sample_id=sample_id,
             corpus=corpus,
             provenance=provenance,
@@ -97,12 +106,10 @@ def media_of(value: Any, *, folder: Path, root: Path, max_bytes: int = MAX_MEDIA
     return read_media(folder, name, root=root, max_bytes=max_bytes)
 
 
-def _built(
-    row: Row, sample_id: str, provenance: Provenance, build: Callable[[Row, str, Provenance], RawSample | Filtered]
-) -> RawSample | Filtered:
+def _whole(row: Row) -> Row:
     if row.problem is not None:
         raise row.problem
-    return build(row, sample_id, provenance)
+    return row
 
 
 def _member(row: Row) -> str:

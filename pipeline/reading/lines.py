@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pipeline.reading.files import relative_name
+from pipeline.reading.options import CorpusOptions
 from pipeline.reading.outcomes import Outcome, attempt
 from pipeline.reading.text import decode_utf8
 from pipeline.samples import Filtered, RawSample, Source
@@ -26,6 +27,7 @@ from shards.errors import SampleError
 from shards.records import Provenance
 
 MAX_LINE_BYTES = 32 << 20
+OptionsT = TypeVar("OptionsT", bound=CorpusOptions)
 _CHUNK = 1 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -79,7 +81,8 @@ def iter_lines(path: Path, *, max_line_bytes: int = MAX_LINE_BYTES, keep_blank: 
 def read_lines(
     root: Path,
     source: Source,
-    build: Callable[[Line, str], RawSample | Filtered],
+    options: OptionsT,
+    build: Callable[[Path, Path, Line, OptionsT, str], RawSample | Filtered],
     *,
     corpus: str,
     prefix: str | None = None,
@@ -89,7 +92,8 @@ def read_lines(
     """One outcome for each of the records ``[start, stop)`` of a source.
 
     Args:
-        build: from a line and the id of its sample to the sample; what it raises as ``SampleError`` is a reject.
+        build: from the root, the file, a line, the options and the id of its sample to the sample; what it raises as
+            ``SampleError`` is a reject.
         prefix: of the ids, ``PREFIX/NUMBER``; the corpus and the file's name without ``.jsonl[.gz]`` if none is given.
     """
     name = relative_name(source.path, root)
@@ -98,7 +102,7 @@ def read_lines(
     for line in islice(iter_lines(source.path), start, stop):
         sample_id = f"{prefix}/{line.number}"
         yield attempt(
-            lambda line=line, sample_id=sample_id: build(line, sample_id),
+            lambda line=line, sample_id=sample_id: build(root, source.path, line, options, sample_id),
             sample_id=sample_id,
             corpus=corpus,
             provenance=Provenance(name, offset=line.offset),
