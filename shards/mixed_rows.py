@@ -3,19 +3,22 @@
 What costs in a loader is Python around each row. Here positions become file numbers and rows in blocks of thousands
 (:meth:`MixedRows.plan`), and :meth:`MixedRows.gather` does nothing a row but the copy. No worker processes: they make fast
 loaders slower, for batches must travel between processes. Numpy alone; a trainer adds its thread and its device.
+What is planned is also what must be fetched soon, where files lie in an object store (:meth:`MixedRows.read_ahead`).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import numpy as np
 import numpy.typing as npt
 
-from shards.mixture import Int64s
+from shards.cache_folder import RemoteShard
 from shards.open_shard import OpenShard
+from shards.permutation import Int64s
 from shards.reader import PackedDataset
 from shards.schedule import AnyMixture
 from shards.vocabulary import TokenIds
@@ -64,6 +67,34 @@ class MixedRows:
         self._first_of_dataset = np.cumsum([0, *expected])
         sizes = [shard.num_rows for dataset in datasets for shard in dataset.manifest.shards]
         self._first_of_shard = np.cumsum([0, *sizes[:-1]])
+        self._caches = list(
+            {id(cache): cache for cache in (one.cache for one in datasets) if cache is not None}.values()
+        )
+        self._forget = [_Forget(self._shards, self._ids, first) for first in self._first_shards[:-1]]
+        for dataset, forget in zip(datasets, self._forget, strict=True):
+            if dataset.cache is not None:
+                dataset.when_dropped(forget.shard)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any of the datasets lies in an object store."""
+        return bool(self._caches)
+
+    def read_ahead(self, plans: Sequence[Rows]) -> None:
+        """Have the files of remote datasets fetched in the order in which these rows are read; others are let go.
+
+        Args:
+            plans: what is read now and what follows; none: nothing any more.
+        """
+        if not self._caches:
+            return
+        wanted: dict[int, list[RemoteShard]] = {id(cache): [] for cache in self._caches}
+        for number in dict.fromkeys(chain.from_iterable(rows.shards for rows in plans)):
+            dataset, local = self._file(number)
+            if dataset.cache is not None:
+                wanted[id(dataset.cache)].append(dataset.remote_shard(local))
+        for cache in self._caches:
+            cache.read_ahead(wanted[id(cache)])
 
     def plan(self, positions: npt.ArrayLike) -> Rows:
         """Where the rows of some positions lie; a few thousand at a time cost a tenth of a microsecond each."""
@@ -105,9 +136,14 @@ class MixedRows:
         """The mapped file of a number in :attr:`Rows.shards`; its ids are checked by :meth:`OpenShard.ids` alone."""
         found = self._shards[number]
         if found is None:
-            index = int(np.searchsorted(self._first_shards, number, side="right")) - 1
-            found = self._shards[number] = self._datasets[index].shard(number - self._first_shards[index])
+            dataset, local = self._file(number)
+            found = self._shards[number] = dataset.shard(local)
         return found
+
+    def _file(self, number: int) -> tuple[PackedDataset, int]:
+        """The dataset of a file, and the file's number in it."""
+        index = bisect_right(self._first_shards, number) - 1
+        return self._datasets[index], number - self._first_shards[index]
 
     def _checked(self, number: int, row: int) -> TokenIds:
         shard = self.shard(number)
@@ -115,3 +151,15 @@ class MixedRows:
         if not shard.num_unchecked:
             self._ids[number] = shard.token_ids
         return found
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class _Forget:
+    """Lets go of the maps of one dataset's files."""
+
+    shards: list[OpenShard | None]
+    ids: list[TokenIds | None]
+    first: int
+
+    def shard(self, number: int) -> None:
+        self.shards[self.first + number] = self.ids[self.first + number] = None

@@ -2,35 +2,43 @@
 
 Shards are opened when first touched, so a dataset of ten thousand shards opens as fast as one of ten. Damage is
 noticed: what is read is compared with its checksum once per process, by default when it is first read.
+
+Shards of a dataset in an object store are fetched whole, into a cache on the local disk (:mod:`shards.shard_cache`), when
+they are first touched or before; their sha256 is compared while they are. Then they are files as others are.
 """
 
 from __future__ import annotations
 
 import functools
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from shards.cache_folder import RemoteShard
 from shards.errors import AnyGPTError, ChecksumMismatch, DatasetError, FingerprintMismatch
 from shards.manifest import Manifest, PackedEntry, ShardEntry, read_manifest
 from shards.open_shard import OpenShard, open_shard
 from shards.packed import FORMAT_VERSION, Int32s
-from shards.storage import local_only
+from shards.shard_cache import ShardCache
+from shards.storage import is_remote, local_only
 from shards.vocabulary import TokenIds, Vocabulary
 from shards.writer import file_sha256
 
 Verify = Literal["lazy", "open", "off"]
 """When checksums are checked: of a block of rows when it is first read, of all files when the dataset is opened, never.
 
-Shards whose manifest has no ``rest_crc32`` are compared whole when they are first read from."""
+Shards whose manifest has no ``rest_crc32`` are compared whole when they are first read from. Remote ones are compared whole
+when they are fetched, whatever this says, and none is fetched for being opened."""
 
 
 class PackedDataset:
     """The rows of a packed dataset, numbered over its shards in the manifest's order; made by :func:`open_packed`."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, *, verify: Verify, cache: ShardCache | None = None) -> None:
         if manifest.kind != "packed" or manifest.vocabulary is None:
             raise DatasetError(
                 f"{folder}: expected packed shards, found a dataset of kind {manifest.kind!r}; pack it first"
@@ -41,13 +49,16 @@ class PackedDataset:
             )
         self.folder = folder
         self.manifest = manifest
+        self.cache = cache if is_remote(folder) else None
+        """Where the shards of a remote dataset are kept; None of a local one."""
         self.vocabulary: Vocabulary = manifest.vocabulary
         self.sequence_length = int(manifest.extra["sequence_length"])
         self._verify = verify
         self._fingerprint = self.vocabulary.fingerprint
         self._first_rows = np.cumsum([0, *(shard.num_rows for shard in manifest.shards)], dtype=np.int64)
         self._open: dict[int, OpenShard] = {}
-        if verify == "open":
+        self._when_dropped: list[weakref.WeakMethod[Callable[[int], None]]] = []
+        if verify == "open" and not is_remote(folder):
             for number in range(self.num_shards):
                 self.shard(number)
 
@@ -65,8 +76,18 @@ class PackedDataset:
         """The mapped shard, opened when first asked for; its rows are checked by :meth:`OpenShard.ids`."""
         opened = self._open.get(number)
         if opened is None:
-            opened = self._open[number] = self._open_shard(self.manifest.shards[number])
+            opened = self._open[number] = self._open_shard(number)
         return opened
+
+    def remote_shard(self, number: int) -> RemoteShard:
+        """What the cache is asked for."""
+        entry = self.manifest.shards[number]
+        return RemoteShard(self.folder / entry.path, entry.num_bytes, entry.sha256)
+
+    def when_dropped(self, forget: Callable[[int], None]) -> None:
+        """Have a method called with the number of a shard that the cache lets go of; its object is not kept alive."""
+        self._when_dropped = [method for method in self._when_dropped if method() is not None]
+        self._when_dropped.append(weakref.WeakMethod(forget))
 
     def checked_shard(self, number: int) -> OpenShard:
         """The mapped shard, every row of it checked."""
@@ -137,13 +158,23 @@ class PackedDataset:
         shards, local = self.locate([row])
         return self.shard(int(shards[0])), int(local[0])
 
-    def _open_shard(self, entry: ShardEntry) -> OpenShard:
+    def _drop(self, number: int) -> None:
+        self._open.pop(number, None)
+        for method in self._when_dropped:
+            if (forget := method()) is not None:
+                forget(number)
+
+    def _open_shard(self, number: int) -> OpenShard:
+        entry = self.manifest.shards[number]
         path = self.folder / entry.path
-        check_size(path, entry)
         lazily = self._verify == "lazy"
         rest_crc32 = entry.rest_crc32 if lazily and isinstance(entry, PackedEntry) else None
-        if self._verify == "open" or (lazily and rest_crc32 is None):
-            check_sha256(path, entry.sha256, path.stat().st_mtime_ns)
+        if self.cache is not None:
+            path = self.cache.get(self.remote_shard(number), drop=functools.partial(self._drop, number))
+        else:
+            check_size(local_only(path, "packed shards that are read without a cache"), entry)
+            if self._verify == "open" or (lazily and rest_crc32 is None):
+                check_sha256(path, entry.sha256, path.stat().st_mtime_ns)
         opened = open_shard(path, rest_crc32=rest_crc32)
         if rest_crc32 is None:
             opened.trust()
@@ -161,16 +192,21 @@ class PackedDataset:
         return opened
 
 
-def open_packed(folder: Path, *, verify: Verify = "lazy") -> PackedDataset:
+def open_packed(folder: Path, *, verify: Verify = "lazy", cache: ShardCache | None = None) -> PackedDataset:
     """Open a packed dataset.
 
+    Args:
+        cache: for a folder in an object store; of one on this machine nothing is cached.
+
     Raises:
-        ConfigError: if it lies in an object store.
+        ConfigError: if it lies in an object store and there is no cache; or (later) the store or the cache's disk fails.
         DatasetError: if it has no manifest, is of another kind or format version, or (later) lacks a shard.
         ChecksumMismatch: if a shard's bytes are not the bytes that were written.
         FingerprintMismatch: if a shard was written with another vocabulary than its manifest names.
     """
-    return PackedDataset(folder, read_manifest(local_only(folder, "packed shards")), verify=verify)
+    if cache is None:
+        local_only(folder, "packed shards that are read without a cache")
+    return PackedDataset(folder, read_manifest(folder), verify=verify, cache=cache)
 
 
 def same_vocabulary(datasets: dict[str, PackedDataset]) -> Vocabulary:

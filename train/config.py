@@ -11,7 +11,8 @@ from typing import Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from configs.load import Config
+from configs.load import Config, StoredPath
+from shards.windows import SHARDS_PER_WINDOW
 
 
 class MixtureConfig(Config):
@@ -20,8 +21,8 @@ class MixtureConfig(Config):
     shares: dict[str, float]
     """Dataset -> part of all rows; they sum to 1."""
 
-    paths: dict[str, Path] = {}
-    """Datasets whose folder is not ``data/<dataset>``."""
+    paths: dict[str, StoredPath] = {}
+    """Datasets whose folder is not ``data/<dataset>``; ``s3://`` and ``gs://`` are folders, too."""
 
 
 class ModelConfig(Config):
@@ -173,8 +174,8 @@ class TrainConfig(Config):
     output: Path
     """Run folder: metrics.jsonl, config.json, checkpoints/, tensorboard/."""
 
-    data: Path
-    """Folder of packed datasets; the mixture's datasets are folders in it."""
+    data: StoredPath
+    """Folder of packed datasets, here or in an object store; the mixture's datasets are folders in it."""
 
     mixture: Path
     """A file in ``configs/mixtures/``."""
@@ -192,6 +193,18 @@ class TrainConfig(Config):
     seed: NonNegativeInt = 0
     verify: Literal["lazy", "open", "off"] = "lazy"
     """When checksums of shards are checked: on first touch, all at the start, never."""
+
+    cache_dir: Path | None = None
+    """Where shards of remote datasets are kept, on a local disk; None: ``anygpt/shards`` in the user's cache folder."""
+
+    cache_gib: PositiveFloat = 64.0
+    """Of all files there; all processes of a machine share them."""
+
+    shards_per_window: PositiveInt = SHARDS_PER_WINDOW
+    """From how many files of a dataset rows are read by turns, where it is read through windows (:mod:`shards.windows`)."""
+
+    windows: Literal["remote", "all"] = "remote"
+    """Which datasets are read through windows. With ``all`` a run reads the same from a bucket and from a disk."""
 
     model: ModelConfig = ModelConfig()
     soundstorm: SoundStormConfig = SoundStormConfig()

@@ -13,13 +13,15 @@ from typing import Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from configs.load import Config
+from configs.load import Config, StoredPath
 from shards.errors import ConfigError
+from shards.manifest import read_manifest
 from shards.mix_plan import Holding, rows_of
 from shards.modality import Modality
 from shards.phases import Phase
-from shards.reader import PackedDataset, open_packed
+from shards.reader import PackedDataset
 from shards.schedule import Schedule, WhenExhausted
+from shards.windows import Windows
 from train.config import MixtureConfig
 
 HOUR_S = 3600
@@ -97,19 +99,26 @@ class MixConfig(PhasedMixtureConfig):
     """None: that of the datasets on disk."""
 
     seed: NonNegativeInt = 0
-    data: Path | None = None
+    data: StoredPath | None = None
     """Folder of packed datasets, for those without a size below."""
 
     datasets: dict[str, DatasetSize] = {}
 
 
 def make_schedule(
-    mixture: PhasedMixtureConfig, sizes: Mapping[str, int], *, batch_rows: int, steps: int, seed: int
+    mixture: PhasedMixtureConfig,
+    sizes: Mapping[str, int],
+    *,
+    batch_rows: int,
+    steps: int,
+    seed: int,
+    windows: Mapping[str, Windows] | None = None,
 ) -> Schedule:
     """The order in which a run reads its datasets.
 
     Args:
         sizes: rows of every dataset in ``mixture.names``.
+        windows: of those that are read through windows.
 
     Raises:
         ConfigError: shares that do not sum to 1, phases out of order, a cap that the plan breaks.
@@ -117,13 +126,14 @@ def make_schedule(
     following = [Phase(phase.shares, phase.first_step, phase.ramp_steps) for phase in mixture.phases]
     caps = mixture.max_epochs
     each = caps if isinstance(caps, dict) else dict.fromkeys(mixture.names, caps)
-    return Schedule([Phase(mixture.shares), *following], sizes, batch_rows, seed, steps, each, mixture.when_exhausted)
+    phases = [Phase(mixture.shares), *following]
+    return Schedule(phases, sizes, batch_rows, seed, steps, each, mixture.when_exhausted, windows or {})
 
 
 def open_datasets(
     mixture: MixtureConfig, names: list[str], data: Path | None, *, where: str
 ) -> dict[str, PackedDataset]:
-    """Open packed datasets by their manifests alone; no shard is touched.
+    """Open packed datasets, local or remote, by their manifests alone; no shard is touched.
 
     Args:
         where: the config file, for messages.
@@ -139,7 +149,7 @@ def open_datasets(
                 f"{where}: dataset {name!r}: expected a packed dataset in {folder or 'data/' + name}, found none; pack it "
                 f"first, or set data or paths; a file for anygpt-mix may give its size under [datasets.{name}]"
             )
-        opened[name] = open_packed(folder, verify="off")
+        opened[name] = PackedDataset(folder, read_manifest(folder), verify="off")
     lengths = {name: dataset.sequence_length for name, dataset in opened.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError(f"{where}: expected rows of one length, found {lengths}; pack them again with one length")

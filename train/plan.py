@@ -16,7 +16,10 @@ from shards.errors import ConfigError, DatasetError, FingerprintMismatch
 from shards.manifest import fingerprint
 from shards.reader import PackedDataset, open_packed, same_vocabulary
 from shards.schedule import Schedule
+from shards.shard_cache import ShardCache
+from shards.storage import is_remote
 from shards.vocabulary import MediaBlock, Vocabulary
+from shards.windows import Windows
 from train.config import MixtureConfig, SoundStormConfig, TrainConfig
 from train.mix_config import PhasedMixtureConfig, make_schedule
 
@@ -99,10 +102,12 @@ def make_plan(config: TrainConfig, *, where: str) -> Plan:
         FingerprintMismatch: datasets, or data and initial weights, have different vocabularies.
     """
     names = load_config(config.mixture, PhasedMixtureConfig)
-    datasets = {name: _open(name, names, config) for name in names.names}
+    cache = ShardCache(config.cache_dir, max_bytes=int(config.cache_gib * (1 << 30)))
+    datasets = {name: _open(name, names, config, cache) for name in names.names}
     sizes = {name: dataset.num_rows for name, dataset in datasets.items()}
+    run = {"batch_rows": config.batch_rows, "steps": config.steps, "seed": config.seed}
     try:
-        mixture = make_schedule(names, sizes, batch_rows=config.batch_rows, steps=config.steps, seed=config.seed)
+        mixture = make_schedule(names, sizes, **run, windows=_windows(config, datasets))
     except ConfigError as error:
         raise ConfigError(f"{config.mixture}: {error}") from error
     vocabulary = same_vocabulary(datasets)
@@ -163,6 +168,7 @@ def describe(plan: Plan) -> str:
         f"parameters   {plan.shape.num_parameters:,} (vocabulary {plan.vocabulary.name}: {plan.vocabulary.size:,} ids)",
         f"engine       {config.engine.kind}, ZeRO-{config.engine.zero}, {config.engine.dtype}",
         "processes    " + ", ".join(map(str, legal_process_counts(config.batch_rows, config.engine.micro_batch_rows))),
+        *_describe_windows(plan),
         "dataset                   share         rows      to read   epochs",
     ]
     for name in plan.mixture.names:
@@ -173,14 +179,30 @@ def describe(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _open(name: str, mixture: MixtureConfig, config: TrainConfig) -> PackedDataset:
+def _describe_windows(plan: Plan) -> list[str]:
+    names = [name for name in plan.mixture.names if name in plan.mixture.windows]
+    caches = [dataset.cache for dataset in plan.datasets if dataset.cache is not None]
+    lines = [f"windows      {plan.config.shards_per_window} files at a time of {', '.join(names)}"] if names else []
+    return lines + [f"cache        {cache.folder}, at most {plan.config.cache_gib:g} GiB" for cache in caches[:1]]
+
+
+def _open(name: str, mixture: MixtureConfig, config: TrainConfig, cache: ShardCache) -> PackedDataset:
     folder = mixture.paths.get(name, config.data / name)
     if not folder.is_dir():
         raise ConfigError(
             f"{config.mixture}: key 'shares.{name}': expected a packed dataset in {folder}, found no such folder; "
             "pack it first, or set data or paths"
         )
-    return open_packed(folder, verify=config.verify)
+    return open_packed(folder, verify=config.verify, cache=cache)
+
+
+def _windows(config: TrainConfig, datasets: dict[str, PackedDataset]) -> dict[str, Windows]:
+    """Of the datasets whose files come one after the other."""
+    chosen = {name: one for name, one in datasets.items() if config.windows == "all" or is_remote(one.folder)}
+    return {
+        name: Windows([shard.num_rows for shard in dataset.manifest.shards], config.shards_per_window)
+        for name, dataset in chosen.items()
+    }
 
 
 def _same_length(datasets: dict[str, PackedDataset]) -> int:

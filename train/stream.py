@@ -3,7 +3,8 @@
 A rank takes its part of the global batch's positions, so what a step learns from does not depend on how many ranks
 there are. One thread gathers the next batch into a spare buffer while the current one is trained on: gathering is
 memory copies that release the interpreter lock, and worker processes would cost more than they save. Where rows lie is
-planned for some thousands of them at a time.
+planned for some thousands of them at a time; where datasets lie in an object store, the plan is made some such blocks
+ahead, so that their files are here before their rows are read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from train.collate import Attention, HostBatch, allocate, fill
 from train.masking import Masking
 
 _PLANNED_ROWS = 4096
+_BLOCKS_AHEAD = 2
 
 
 class RowStream:
@@ -51,7 +53,9 @@ class RowStream:
         self._rank, self._world_size = rank, world_size
         self._mixed = MixedRows(mixture, datasets)
         self._block = max(1, _PLANNED_ROWS // self._rows)
-        self._plan: tuple[int, Rows] | None = None
+        self._ahead_blocks = _BLOCKS_AHEAD if self._mixed.is_remote else 0
+        # By the first step of the block, from 0 on.
+        self._plans: dict[int, Rows] = {}
         length, dtype = datasets[0].sequence_length, datasets[0].vocabulary.dtype
         hides = masking is not None
         self._buffers = [allocate(self._rows, length, dtype, attention, hides=hides) for _ in range(2)]
@@ -66,6 +70,7 @@ class RowStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._thread.shutdown(cancel_futures=True)
+        self._mixed.read_ahead(())
 
     def next(self) -> HostBatch:
         """This rank's rows of the next step; the batch given before it is overwritten from now on."""
@@ -83,9 +88,13 @@ class RowStream:
     def _planned(self, step: int) -> tuple[Rows, int]:
         """The rows of the block of steps that this one is in, and where its own begin."""
         first = (step - 1) // self._block * self._block
-        if self._plan is None or self._plan[0] != first:
-            steps = np.arange(first, first + self._block)
-            rank, world_size = self._rank, self._world_size
-            positions = self._mixture.batches(steps, self._batch_rows, rank=rank, world_size=world_size)
-            self._plan = (first, self._mixed.plan(positions))
-        return self._plan[1], (step - 1 - first) * self._rows
+        if next(iter(self._plans), None) != first:
+            blocks = range(first, first + (1 + self._ahead_blocks) * self._block, self._block)
+            self._plans = {block: self._plans.get(block) or self._plan_block(block) for block in blocks}
+            self._mixed.read_ahead(list(self._plans.values()))
+        return self._plans[first], (step - 1 - first) * self._rows
+
+    def _plan_block(self, first: int) -> Rows:
+        steps = np.arange(first, first + self._block)
+        positions = self._mixture.batches(steps, self._batch_rows, rank=self._rank, world_size=self._world_size)
+        return self._mixed.plan(positions)
