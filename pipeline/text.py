@@ -15,7 +15,6 @@ The rule is read from the folder and carried out here, on a copy of the tokenize
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,16 +31,10 @@ from tokenizers.trainers import BpeTrainer
 
 from pipeline.sentencepiece import open_sentencepiece
 from shards.errors import ConfigError, TokenizerError
-from shards.writer import commit_bytes, file_sha256
+from shards.tokenizer_files import folder_fingerprint, read_json
+from shards.writer import commit_bytes
 
 SPECIALS = ("<unk>", "<s>", "</s>")
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-)
 
 # Words with the space before them, digits one by one, runs of signs, white space. No piece reaches over the front of a
 # space, which is what lets a prompt end anywhere before one (see pieces.py).
@@ -101,7 +94,7 @@ def load_text_tokenizer(folder: Path) -> TextTokenizer:
     """
     backend = _open_backend(folder)
     state = json.loads(backend.to_str())
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
     raw = Tokenizer.from_str(json.dumps(_without_additions(state)))
     size = raw.get_vocab_size(with_added_tokens=False)
     names = _special_names(config)
@@ -115,12 +108,6 @@ def load_text_tokenizer(folder: Path) -> TextTokenizer:
     pad_id = special.get("pad", special.get("unk", 0))
     dummy_space = _dummy_space(state, config)
     return TextTokenizer(size, special["bos"], special["eos"], pad_id, dummy_space, folder_fingerprint(folder), raw)
-
-
-def folder_fingerprint(folder: Path) -> str:
-    """16 hex digits over the names and bytes of a folder's tokenizer files."""
-    files = {name: file_sha256(folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()}
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def train_text_tokenizer(
@@ -257,7 +244,3 @@ def _sequence(place: str, parts: list[dict[str, Any]]) -> dict[str, Any] | None:
     if len(parts) < 2:
         return parts[0] if parts else None
     return {"type": "Sequence", key: parts}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

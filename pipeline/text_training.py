@@ -20,11 +20,12 @@ from configs.load import Config, load_config
 from pipeline.corpus import CorpusConfig, load_corpus
 from pipeline.samples import RawSample, RawText
 from pipeline.templates import Templates, load_templates
-from pipeline.text import folder_fingerprint, load_text_tokenizer, train_text_tokenizer
+from pipeline.text import load_text_tokenizer, train_text_tokenizer
 from pipeline.vocabularies import load_vocabulary, vocabulary_facts
 from shards.errors import ConfigError
 from shards.manifest import fingerprint, read_manifest
 from shards.storage import arrow_source
+from shards.tokenizer_files import folder_fingerprint
 from shards.vocabulary import Vocabulary
 from shards.writer import commit_bytes
 

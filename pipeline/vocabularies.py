@@ -7,17 +7,17 @@ tokenizer bound to it. The ids of a published checkpoint are never assumed: they
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 from pydantic import Field
 
 from configs.load import Config, load_config
 from pipeline.text import TextTokenizer, load_text_tokenizer
 from shards.errors import ConfigError, DatasetError
+from shards.tokenizer_files import read_added_tokens
 from shards.vocabulary import Vocabulary, from_added_tokens, lay_out
 
 UINT16_IDS = 1 << 16
@@ -126,16 +126,6 @@ def vocabulary_from_checkpoint(
     return vocabulary, text_tokenizer
 
 
-def read_added_tokens(folder: Path) -> dict[str, int]:
-    """Token string -> id, from ``added_tokens.json``, else ``tokenizer.json``, else ``tokenizer_config.json``."""
-    if data := _read_json(folder / "added_tokens.json"):
-        return {str(token): int(token_id) for token, token_id in data.items()}
-    if listed := _read_json(folder / "tokenizer.json").get("added_tokens"):
-        return {str(token["content"]): int(token["id"]) for token in listed}
-    decoder = _read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    return {str(token["content"]): int(token_id) for token_id, token in decoder.items()}
-
-
 def _own_strings(layout: VocabularyLayout) -> set[str]:
     return {*layout.markers, *(f"<{medium.prefix}0>" for medium in layout.media)}
 
@@ -161,13 +151,6 @@ def _checked_dtype(vocabulary: Vocabulary, layout: VocabularyLayout, where: str)
             '"uint32", or use a smaller text tokenizer'
         )
     return vocabulary
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except ValueError as error:
-        raise DatasetError(f"{path}: expected JSON, found {error}; copy the checkpoint's folder again") from error
 
 
 def vocabulary_facts(vocabulary: Vocabulary) -> Mapping[str, int]:

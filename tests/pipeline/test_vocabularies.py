@@ -15,11 +15,11 @@ from pipeline.text import TextTokenizer
 from pipeline.vocabularies import (
     VocabularyLayout,
     load_vocabulary,
-    read_added_tokens,
     vocabulary_facts,
     vocabulary_from_checkpoint,
 )
 from shards.errors import ConfigError, DatasetError, TokenizerError
+from shards.tokenizer_files import read_added_tokens
 from shards.vocabulary import Vocabulary
 
 TEXT_SIZE = 100
