@@ -44,6 +44,10 @@ class ModelConfig(Config):
     max_position_embeddings: PositiveInt | None = None
     """None: the row length of the data."""
 
+    pad_vocabulary_to: PositiveInt = 1
+    """Rows of embedding and head are a multiple of this (64 or 128 suit a GPU), also when a run starts from a folder.
+    Rows beyond the vocabulary are zero, no target, and not exported."""
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         key_value_heads = self.num_key_value_heads or self.num_heads
@@ -113,6 +117,26 @@ class InitConfig(Config, populate_by_name=True):
 
     new_embeddings: Literal["random", "mean"] = "random"
     """How rows beyond the folder's vocabulary begin: as in the paper, or around the mean of the old ones."""
+
+
+class LoraConfig(Config):
+    """Low-rank adapters instead of all weights (Hu et al. 2021, arXiv:2106.09685), with the library peft."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    """What an adapter adds is scaled by alpha / rank."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of an adapter's input; drawn from the seed and the ids of the rows."""
+
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Last parts of the names of the linear layers that get one."""
+
+    train_embeddings: bool = False
+    """Train embedding and head, too, whole: needed where the vocabulary grows, as nobody trained the new rows."""
+
+    export: Literal["merged", "adapter"] = "merged"
+    """A whole model; or what peft loads on top of ``init.from``."""
 
 
 class OptimizerConfig(Config):
@@ -211,6 +235,12 @@ class TrainConfig(Config):
     """Sizes, with ``objective = "soundstorm"``."""
 
     init: InitConfig = InitConfig()
+    tokenizer: Path | None = None
+    """Folder of the text tokenizer the data was packed with, extended and exported beside the model; None: ``init.from``."""
+
+    lora: LoraConfig | None = None
+    """Train adapters; ``[lora]`` alone takes the defaults. None: all weights."""
+
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
@@ -229,6 +259,14 @@ class TrainConfig(Config):
                     "expected neither init.from nor engine.activation_checkpointing with objective 'soundstorm', which "
                     "begins anew and is small"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> Self:
+        if self.lora is not None and (self.init.folder is None or self.objective != "language_model"):
+            raise ValueError(
+                "expected init.from, a language model, with [lora]; adapters are trained on top of a model that is there"
+            )
         return self
 
     @property
