@@ -8,6 +8,10 @@ with ``<s>`` before and ``</s>`` after. Loss is on every assistant turn (its tex
 ``</s>``. The spans are kept while the pieces are written. The released script finds them by tokenizing strings again and
 comparing lengths, and with its own template masks everything (anygpt-compat U-02).
 
+The system message is the preset's, unless the sample has one of its own (slot ``system``, in front). A question that no
+reply follows at the end of a dialogue teaches nothing and is left out; a dialogue without any reply, or with a turn that
+says nothing, is refused: an answer to nothing would be trained to be made up.
+
 A reply begins with its space: the prompt of a generation ends with the colon, so the first id a model has to find is the
 one that holds this space, be it of a word (``▁Here``) or of its own (before a medium). It is trained.
 """
@@ -17,15 +21,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, takewhile
 
-from pipeline.pieces import MarkerPiece, Piece, TextPiece, segment_pieces, untrained
+from pipeline.pieces import MarkerPiece, Piece, TextPiece, WrittenIds, segment_pieces, untrained
 from pipeline.templates import DialoguePreset, DialogueTemplate
 from shards.errors import ConfigError, SampleError
 from shards.records import Segment, TokenizedSample
 from shards.vocabulary import Modality
 
-USER, ASSISTANT = "user", "assistant"
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
 # What a spoken request says, if the corpus has it. It heads the reply: ``<-Ins-> {transcript}\n <-Res-> {reply}``.
 TRANSCRIPT = "transcript"
 # Inside an assistant's turn: the transcript of a spoken request, then the reply to it. A stage-1 vocabulary spells them out.
@@ -43,58 +47,92 @@ class Turn:
 
 
 def turns_of(sample: TokenizedSample) -> list[Turn]:
-    """Consecutive segments of one slot make one turn; a transcript joins the reply after it.
+    """Questions and answers in turn; consecutive segments of one slot make one, a transcript joins the reply after it.
 
     Raises:
-        SampleError: ``turns_out_of_order`` unless user and assistant alternate, user first and assistant last;
-            ``dialogue_empty`` if an assistant says nothing.
+        SampleError: ``turns_out_of_order`` unless user and assistant alternate, user first; ``dialogue_unanswered`` if no
+            reply is there; ``dialogue_empty`` if somebody's turn says nothing.
     """
     runs = [Turn(slot, tuple(segments)) for slot, segments in groupby(sample.segments, key=lambda s: s.slot)]
-    turns = _join_transcripts(runs)
+    turns = _join_transcripts(runs[1:] if runs and runs[0].role == SYSTEM else runs)
     roles = [turn.role for turn in turns]
-    if not roles or roles != [USER, ASSISTANT] * (len(roles) // 2):
+    if not roles or roles != ([USER, ASSISTANT] * len(roles))[: len(roles)]:
         raise SampleError(
             "turns_out_of_order", f"{sample.sample_id}: expected user and assistant in turn, found {roles[:8]}"
         )
-    for turn in turns:
-        if turn.role == ASSISTANT and not any(s.codes is not None or (s.text or "").strip() for s in turn.segments):
+    # What nobody answered at the end is no part of what can be learned.
+    turns = turns[: len(turns) // 2 * 2]
+    if not turns:
+        raise SampleError("dialogue_unanswered", f"{sample.sample_id}: expected a reply, found a question alone")
+    for number, turn in enumerate(turns, start=1):
+        if not any(segment.codes is not None or (segment.text or "").strip() for segment in turn.segments):
             raise SampleError(
-                "dialogue_empty", f"{sample.sample_id}: expected a reply in every turn, found an empty one"
+                "dialogue_empty",
+                f"{sample.sample_id}: expected words or media in every turn, found none in turn {number}",
             )
     return turns
 
 
+def system_of(sample: TokenizedSample) -> str | None:
+    """The sample's own system message, or None for the preset's.
+
+    Raises:
+        SampleError: ``media_unexpected`` if there is more than text in it.
+    """
+    segments = list(takewhile(lambda segment: segment.slot == SYSTEM, sample.segments))
+    if any(segment.codes is not None for segment in segments):
+        raise SampleError("media_unexpected", f"{sample.sample_id}: expected text as system message, found a medium")
+    return " ".join((segment.text or "").strip() for segment in segments).strip() or None
+
+
 def dialogue_pieces(sample: TokenizedSample, preset: DialoguePreset) -> list[Piece]:
-    """A whole dialogue, the loss on the assistant's turns; it may be split in front of any user's turn but the first."""
-    return conversation_pieces(turns_of(sample), preset)
+    """A whole dialogue, the loss on the assistant's turns, borders where every exchange begins and ends."""
+    return conversation_pieces(turns_of(sample), preset, system=system_of(sample))
 
 
-def conversation_pieces(turns: Sequence[Turn], preset: DialoguePreset) -> list[Piece]:
-    """Turns as they are trained on, and as they stand in the history of a chat."""
-    pieces: list[Piece] = [TextPiece(preset.system + "\n", trained=False)]
+def exchanges_of(written: WrittenIds) -> tuple[tuple[int, int], ...]:
+    """The ranges of ids of every question with its answer, from the borders of a whole dialogue's ids."""
+    edges = [*written.borders, len(written.token_ids) - 1]  # the last exchange ends where ``</s>`` stands
+    return tuple(zip(edges[::2], edges[1::2], strict=True))
+
+
+def conversation_pieces(turns: Sequence[Turn], preset: DialoguePreset, *, system: str | None = None) -> list[Piece]:
+    """Turns as they are trained on, and as they stand in the history of a chat.
+
+    Args:
+        system: instead of the preset's message.
+    """
+    pieces: list[Piece] = [TextPiece((preset.system if system is None else system) + "\n", trained=False)]
     for number, turn in enumerate(turns):
         if turn.role == USER:
-            pieces += _user_pieces(turn, preset, border=number > 0)
+            pieces += _user_pieces(turn, preset)
         else:
             pieces += [_marker(preset.assistant, preset, trained=False), TextPiece(":", trained=False)]
             pieces += [TextPiece(" "), *_reply_pieces(turn.segments), _marker(preset.assistant_end, preset)]
         if number + 1 < len(turns):
-            pieces.append(TextPiece("\n", trained=False))
+            pieces.append(TextPiece("\n", trained=False, border=turn.role == ASSISTANT))
     return pieces
 
 
 def chat_prompt_pieces(
-    turns: Sequence[Turn], preset: DialoguePreset, *, reply_prefix: str = "", force_start: str = ""
+    turns: Sequence[Turn],
+    preset: DialoguePreset,
+    *,
+    reply_prefix: str = "",
+    force_start: str = "",
+    system: str | None = None,
 ) -> list[Piece]:
     """History and a last user turn, then the assistant's name; ends with the colon unless something is forced.
 
     Args:
         reply_prefix: words the reply must begin with.
         force_start: start marker of the medium the reply must go on with, e.g. ``<soim>``.
+        system: instead of the preset's message.
     """
     if not turns or turns[-1].role != USER:
         raise SampleError("turns_out_of_order", "expected a user's turn to answer, found none at the end")
-    pieces = [*conversation_pieces(turns, preset), TextPiece("\n"), _marker(preset.assistant, preset), TextPiece(":")]
+    history = conversation_pieces(turns, preset, system=system)
+    pieces = [*history, TextPiece("\n"), _marker(preset.assistant, preset), TextPiece(":")]
     if reply_prefix:
         pieces.append(TextPiece(f" {reply_prefix}"))
     if force_start:
@@ -140,9 +178,9 @@ def _join_transcripts(runs: Sequence[Turn]) -> list[Turn]:
     return turns
 
 
-def _user_pieces(turn: Turn, preset: DialoguePreset, *, border: bool) -> list[Piece]:
+def _user_pieces(turn: Turn, preset: DialoguePreset) -> list[Piece]:
     said = segment_pieces(turn.segments)
-    human = replace(_marker(preset.user, preset), border=border)
+    human = replace(_marker(preset.user, preset), border=True)
     return untrained([human, TextPiece(": "), *said, _marker(preset.user_end, preset)])
 
 

@@ -19,6 +19,9 @@ class Document:
         loss_spans: half-open, ordered, disjoint ranges of ``token_ids`` that are trained on.
         borders: ascending positions in (0, n) where a longer-than-a-row document may be split: segment borders only,
             never inside a medium.
+        exchanges: of a dialogue, instead of borders: the half-open range of every question with its answer. What lies
+            before the first opens every piece that a long dialogue is split into, what lies behind the last closes it;
+            what lies between two is white space.
     """
 
     sample_id: str
@@ -27,3 +30,4 @@ class Document:
     token_ids: TokenIds
     loss_spans: tuple[tuple[int, int], ...]
     borders: tuple[int, ...] = ()
+    exchanges: tuple[tuple[int, int], ...] = ()

@@ -4,6 +4,10 @@ Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv:2
 trains as fast as concatenate-and-chop and hallucinates less. Chopping would cut 8-26 % of AnyGPT's documents, and a cut
 music document loses its caption.
 
+A dialogue longer than a row is split between its exchanges, and every piece is a dialogue of its own: it begins with the
+system message and ends with ``</s>``. An answer without what it answers would be trained to be made up, so a later piece
+repeats the exchange before it, where both fit, as context that no loss is on.
+
 Which documents share a row is decided on lengths alone (:mod:`pipeline.packing_plan`), a buffer of documents at a time, in
 arrival order: the rows depend on the documents and the buffer size alone.
 
@@ -26,11 +30,14 @@ from pipeline.packing_plan import UNPLACED, Int64s, fill_gaps, plan_rows
 from shards.errors import SampleError
 from shards.packed import PackedRow, Placement
 
-PACKING_VERSION = 2
+PACKING_VERSION = 3
 """Raised by every change that alters which document lands in which row."""
 
 LongDocuments = Literal["split", "reject"]
-"""What becomes of a document longer than a row: split at segment borders, or rejected by policy."""
+"""What becomes of a document longer than a row: split at segment borders (a dialogue: between two exchanges), or rejected
+by policy."""
+
+Span = tuple[int, int]
 
 _WORTH_READING = 0.05
 """Share of the filler's ids read that must have found a place, or no more is read for these rows."""
@@ -38,15 +45,28 @@ _WORTH_READING = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Ids ``[start, stop)`` of a document of ``dataset``; the whole document unless it is longer than a row."""
+    """Ids ``[start, stop)`` of a document of ``dataset``; the whole document unless it is longer than a row.
+
+    Attributes:
+        again: ranges of the document that stand in front once more, without loss.
+        closing: range of the document that stands behind once more, with its loss.
+    """
 
     document: Document
     start: int
     stop: int
     dataset: str = ""
+    again: tuple[Span, ...] = ()
+    closing: Span = (0, 0)
+
+    @property
+    def ranges(self) -> tuple[Span, ...]:
+        """Ranges of the document, in the order in which they stand in the row."""
+        return (*self.again, (self.start, self.stop), self.closing)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        length = self.stop - self.start + self.closing[1] - self.closing[0]
+        return length + sum(stop - start for start, stop in self.again) if self.again else length
 
 
 def cut_to_fit(
@@ -56,7 +76,7 @@ def cut_to_fit(
 
     Raises:
         SampleError: ``document_empty``; ``longer_than_row`` if the policy is to reject; ``segment_longer_than_row`` if
-            one segment alone does not fit (a medium is never cut).
+            one segment alone does not fit (a medium is never cut), ``exchange_longer_than_row`` if one exchange does not.
     """
     length = len(document.token_ids)
     if not length:
@@ -67,6 +87,13 @@ def cut_to_fit(
         raise SampleError(
             "longer_than_row", f"{document.sample_id}: {length} ids do not fit a row of {sequence_length}"
         )
+    if document.exchanges:
+        return list(_split_dialogue(document, sequence_length, dataset))
+    return _split_at_borders(document, sequence_length, dataset)
+
+
+def _split_at_borders(document: Document, sequence_length: int, dataset: str) -> list[Piece]:
+    length = len(document.token_ids)
     borders = [*document.borders, length]
     pieces: list[Piece] = []
     start = 0
@@ -80,6 +107,36 @@ def cut_to_fit(
         pieces.append(Piece(document, start, stop, dataset))
         start = stop
     return pieces
+
+
+def _split_dialogue(document: Document, sequence_length: int, dataset: str) -> Iterator[Piece]:
+    """Pieces of as many whole exchanges as fit; together they have every exchange once, and its loss once."""
+    exchanges = document.exchanges
+    opening, closing = (0, exchanges[0][0]), (exchanges[-1][1], len(document.token_ids))
+
+    def piece(first: int, last: int, *, context: bool) -> Piece:
+        """Exchanges first..last; the white space between two goes with the one before it, so none ends a piece."""
+        start, stop = (0 if first == 0 else exchanges[first][0]), exchanges[last][1]
+        again: tuple[Span, ...] = (opening,) if first else ()
+        if context:
+            again += ((exchanges[first - 1][0], exchanges[first][0]),)
+        return Piece(document, start, stop, dataset, again, closing)
+
+    first = 0
+    while first < len(exchanges):
+        shortest = piece(first, first, context=False)
+        if len(shortest) > sequence_length:
+            raise SampleError(
+                "exchange_longer_than_row",
+                f"{document.sample_id}: question and answer {first + 1} of {len(exchanges)} are {len(shortest)} ids with "
+                f"the system message, longer than a row of {sequence_length}",
+            )
+        context = first > 0 and len(piece(first, first, context=True)) <= sequence_length
+        last = first
+        while last + 1 < len(exchanges) and len(piece(first, last + 1, context=context)) <= sequence_length:
+            last += 1
+        yield piece(first, last, context=context)
+        first = last + 1
 
 
 def pack_best_fit(
@@ -167,7 +224,7 @@ def _join(pieces: Sequence[Piece], *, sequence_length: int, pad_id: int, dtype: 
     for piece in pieces:
         document = piece.document
         stop = start + len(piece)
-        token_ids[start:stop] = document.token_ids[piece.start : piece.stop]
+        token_ids[start:stop] = np.concatenate([document.token_ids[begin:end] for begin, end in piece.ranges])
         spans += _shifted_spans(piece, start)
         placements.append(
             Placement(document.sample_id, piece.dataset, document.draw, document.direction, start, stop, piece.start)
@@ -179,11 +236,13 @@ def _join(pieces: Sequence[Piece], *, sequence_length: int, pad_id: int, dtype: 
 
 def _shifted_spans(piece: Piece, start: int) -> Iterator[tuple[int, int]]:
     """The piece's share of its document's loss spans, as positions of the row."""
-    shift = start - piece.start
-    for begin, end in piece.document.loss_spans:
-        begin, end = max(begin, piece.start), min(end, piece.stop)
-        if begin < end:
-            yield begin + shift, end + shift
+    at = start + sum(stop - begin for begin, stop in piece.again)
+    for first, stop in ((piece.start, piece.stop), piece.closing):
+        for begin, end in piece.document.loss_spans:
+            begin, end = max(begin, first), min(end, stop)
+            if begin < end:
+                yield begin - first + at, end - first + at
+        at += stop - first
 
 
 def merge_touching(spans: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -13,7 +13,7 @@ with ``<s>`` before and ``</s>`` after. In these every id is trained, the instru
 
 from __future__ import annotations
 
-from pipeline.dialogues import dialogue_pieces
+from pipeline.dialogues import dialogue_pieces, exchanges_of
 from pipeline.documents import Document
 from pipeline.pieces import MarkerPiece, MediaPiece, Piece, TextEncoder, TextPiece, segment_pieces, write_token_ids
 from pipeline.templates import (
@@ -50,7 +50,7 @@ def render_document(
 
     Raises:
         SampleError: the sample cannot be told that way: ``text_missing``, ``media_missing``, ``media_unexpected``,
-            ``turns_out_of_order``, ``dialogue_empty``, or codes that do not fit.
+            ``turns_out_of_order``, ``dialogue_unanswered``, ``dialogue_empty``, or codes that do not fit.
     """
     shares = directions if directions is not None else directions_of(sample, templates)
     which, sentence, wording = draw_fractions(sample.sample_id, draw=draw, seed=seed, count=3)
@@ -65,7 +65,8 @@ def render_document(
         text, medium = _pair(sample, split_direction(direction)[0], wording)
         pieces = pair_pieces(direction, instruction=instruction, text=text, medium=medium)
     written = write_token_ids(pieces, vocabulary, text_tokenizer)
-    return Document(sample.sample_id, draw, direction, written.token_ids, written.loss_spans, written.borders)
+    borders, exchanges = (written.borders, ()) if direction != DIALOGUE else ((), exchanges_of(written))
+    return Document(sample.sample_id, draw, direction, written.token_ids, written.loss_spans, borders, exchanges)
 
 
 def pair_pieces(direction: str, *, instruction: str, text: str, medium: Segment) -> list[Piece]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dialogues import Turn, chat_prompt_pieces, chat_request, conversation_pieces, turns_of
+from pipeline.dialogues import Turn, chat_prompt_pieces, chat_request, conversation_pieces, dialogue_pieces, turns_of
 from pipeline.pieces import write_text, write_token_ids
 from pipeline.rendering import render_document
 from pipeline.templates import Templates, load_templates
@@ -120,7 +120,9 @@ def test_two_turns_keep_reply_one_eos_reply_two_eos_and_the_final_mark(
     red, circle = text_tokenizer.encode(" red"), text_tokenizer.encode(" circle")
     assert (len(red), len(circle)) == (1, 1)
     assert kept == [[*red, eos], [*circle, eos, vocabulary.eos_id]]
-    assert [document.token_ids[border] for border in document.borders] == [vocabulary.marker("[Human]")]
+    human = vocabulary.marker("[Human]")
+    edges = [(document.token_ids[start], document.token_ids[stop - 1]) for start, stop in document.exchanges]
+    assert (edges, document.borders) == ([(human, eos), (human, eos)], ())
 
 
 def test_the_string_is_the_one_of_the_released_chat_form(templates: Templates, vocabulary: Vocabulary):
@@ -208,11 +210,16 @@ def test_requests_are_worded_by_their_task(templates: Templates, vocabulary: Voc
     [
         ([], "turns_out_of_order"),
         ([say("assistant", "a")], "turns_out_of_order"),
-        ([say("user", "a")], "turns_out_of_order"),
-        ([say("user", "a"), say("assistant", "b"), say("user", "c")], "turns_out_of_order"),
+        ([say("user", "a")], "dialogue_unanswered"),
+        ([show("user", 1), say("user", "a")], "dialogue_unanswered"),
+        ([say("system", "a")], "turns_out_of_order"),
+        ([say("system", "a"), say("user", "b")], "dialogue_unanswered"),
+        ([say("user", "a"), say("system", "b"), say("assistant", "c")], "turns_out_of_order"),
         ([say("user", "a"), say("narrator", "b")], "turns_out_of_order"),
         ([say("transcript", "a"), say("user", "b"), say("assistant", "c")], "turns_out_of_order"),
         ([say("user", "a"), say("assistant", " ")], "dialogue_empty"),
+        ([say("user", ""), say("assistant", "b")], "dialogue_empty"),
+        ([say("user", "a"), say("assistant", "b"), say("user", "\n"), say("assistant", "d")], "dialogue_empty"),
     ],
 )
 def test_a_dialogue_that_is_none_has_a_reason(segments: list[Segment], reason: str):
@@ -224,3 +231,40 @@ def test_a_dialogue_that_is_none_has_a_reason(segments: list[Segment], reason: s
 def test_a_chat_needs_somebody_to_answer(templates: Templates):
     with pytest.raises(SampleError, match="turns_out_of_order"):
         chat_prompt_pieces([Turn("assistant", (say("assistant", "a"),))], templates.preset)
+
+
+def test_a_question_nobody_answered_is_left_out(
+    templates: Templates, vocabulary: Vocabulary, text_tokenizer: TextTokenizer
+):
+    """Nothing can be learned from it; and no reply before it may lose its end for it."""
+    answered = [say("user", "a"), say("assistant", "b")]
+    asked = [show("user", 1), say("user", "c")]
+    whole, cut = (
+        render_document(dialogue(*segments), templates, vocabulary, text_tokenizer, draw=0, seed=0)
+        for segments in (answered, answered + asked)
+    )
+    assert cut.token_ids.tolist() == whole.token_ids.tolist()
+    assert cut.loss_spans == whole.loss_spans
+
+
+def test_a_system_message_of_the_sample_takes_the_place_of_the_presets(
+    templates: Templates, vocabulary: Vocabulary, text_tokenizer: TextTokenizer
+):
+    told = dialogue(say("system", "Be brief."), say("user", "a"), say("assistant", "red"))
+    document = render_document(told, templates, vocabulary, text_tokenizer, draw=0, seed=0)
+    written = write_text(dialogue_pieces(told, templates.preset), vocabulary)
+    assert written == "Be brief.\n[Human]: a<eoh>\n[MMGPT]: red<eos>"
+    (span,) = document.loss_spans
+    assert document.token_ids[slice(*span)].tolist()[-2:] == [vocabulary.marker("<eos>"), vocabulary.eos_id]
+    with pytest.raises(SampleError, match="media_unexpected"):
+        dialogue_pieces(dialogue(show("system", 1), *told.segments[1:]), templates.preset)
+
+
+def test_media_may_stand_before_or_behind_the_words_on_both_sides(templates: Templates, vocabulary: Vocabulary):
+    """In whichever order the corpus has them: one space joins, and no order is changed."""
+    heard = f"<sosp><{FACE}1><eosp>"
+    for user in ([show("user", 1), say("user", "hi")], [say("user", "hi"), show("user", 1)]):
+        for reply in ([show("assistant", 1), say("assistant", "yo")], [say("assistant", "yo"), show("assistant", 1)]):
+            spelled = [" ".join(part.text or heard for part in side) for side in (user, reply)]
+            pieces = dialogue_pieces(dialogue(*user, *reply), templates.preset)
+            assert write_text(pieces, vocabulary) == f"{SYSTEM}\n[Human]: {spelled[0]}<eoh>\n[MMGPT]: {spelled[1]}<eos>"
