@@ -85,10 +85,11 @@ class RowLaw:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         num_states = 1 + sum(block.levels for block in vocabulary.blocks.values())
-        # Needing the last state, which nothing leaves but itself, is to be doubtful anywhere.
-        self._bits, dtype = (4, np.uint8) if num_states < 16 else (16, np.uint32)
+        self._bits, dtype = (4, np.uint8) if num_states < 15 else (16, np.uint32)
         self._mask = dtype((1 << self._bits) - 1)
-        table = np.full(max(vocabulary.size + 1, 1 << 16), (1 << 2 * self._bits) - 1, dtype)
+        # What is outside the vocabulary needs a state that nothing leaves, itself included, so it is doubtful anywhere.
+        needs, leaves = int(self._mask), int(self._mask) - 1
+        table = np.full(max(vocabulary.size + 1, 1 << 16), needs << self._bits | leaves, dtype)
         table[: vocabulary.size] = 0
         first_state = 1
         for block in vocabulary.blocks.values():

@@ -105,7 +105,7 @@ def verify_dataset(
     entries = sampled(manifest.shards, limit)
     if workers is None:
         workers = min(usable_cores(), max(1, sum(entry.num_bytes for entry in entries) // BYTES_PER_WORKER))
-    findings = list(_findings(_look(folder, manifest), entries, workers, progress))
+    findings = list(look_at_all(_look(folder, manifest), entries, workers=workers, progress=progress))
     tokens: Counter[str] = Counter()
     for found in findings:
         tokens.update(found.tokens)
@@ -138,9 +138,14 @@ def _look(folder: Path, manifest: Manifest) -> Callable[[ShardEntry], ShardFindi
     return partial(look_at_packed, local_only(folder, "packed shards"), replace(manifest, shards=()))
 
 
-def _findings(
-    look: Callable[[ShardEntry], ShardFindings], entries: Sequence[ShardEntry], workers: int, progress: Progress
+def look_at_all(
+    look: Callable[[ShardEntry], ShardFindings], entries: Sequence[ShardEntry], *, workers: int, progress: Progress
 ) -> Iterator[ShardFindings]:
+    """What was found in every shard, in the order of the entries; a shard that ends its process twice has a fault.
+
+    Args:
+        workers: 1 looks in this process, which a deadly shard ends too.
+    """
     if workers <= 1:
         for entry in entries:
             yield look(entry)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from shards.errors import ConfigError
@@ -30,9 +29,8 @@ from shards.verify_files import NOT_AS_WRITTEN, UNREADABLE, size_fault, without_
 from shards.vocabulary import Modality
 from shards.writer import file_sha256
 
-pc: Any = pyarrow.compute  # made when imported, so that type checkers do not see its functions
-
-BATCH_ROWS = 4096
+BATCH_ROWS = 1024
+"""Samples decoded at a time: more of them only wait for memory, and more threads for the other workers."""
 _FIELDS = ("modality", "text", "codes", "levels", "duration_s")
 """Of a segment: those that are read."""
 
@@ -90,7 +88,7 @@ def _look_inside(file: Any, entry: ShardEntry) -> ShardFindings:
     wrong: dict[str, set[int]] = {}
     hashes = [np.empty(0, np.uint64)]
     first = 0
-    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=_columns(file)):
+    for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=_columns(file), use_threads=False):
         hashes.append(hash_strings(batch.column("sample_id")))
         segments = _segments(batch.column("segments"))
         _count(segments, frames)
@@ -116,19 +114,24 @@ def _columns(file: Any) -> list[str]:
 def _segments(column: Any) -> _Segments:
     flat = column.flatten()
     modality, text, codes, levels, duration_s = (flat.field(name) for name in _FIELDS)
-    encoded = pc.dictionary_encode(modality)
+    encoded = modality.dictionary_encode()
     names: list[str | None] = [*encoded.dictionary.to_pylist(), None]
     return _Segments(
         row=np.repeat(np.arange(len(column)), np.diff(buffer_view(column.offsets))),
         names=names,
-        modality=buffer_view(encoded.indices.fill_null(len(names) - 1)).astype(np.int64),
+        modality=_filled(encoded.indices, len(names) - 1).astype(np.int64),
         has_text=_valid(text),
         has_codes=_valid(codes),
         codes=buffer_view(codes.values),
         bounds=buffer_view(codes.offsets),
-        levels=buffer_view(levels.fill_null(0)).astype(np.int64),
-        duration_s=buffer_view(duration_s.fill_null(np.nan)),
+        levels=_filled(levels, 0).astype(np.int64),
+        duration_s=_filled(duration_s, np.nan),
     )
+
+
+def _filled(array: Any, unknown: float) -> npt.NDArray[Any]:
+    # Not `fill_null`: for its plain number pyarrow imports pandas, which takes a second.
+    return buffer_view(array) if not array.null_count else np.where(_valid(array), buffer_view(array), unknown)
 
 
 def _valid(array: Any) -> npt.NDArray[np.bool_]:

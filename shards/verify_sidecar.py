@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 
 from shards.faults import Fault
@@ -18,8 +17,6 @@ from shards.open_shard import OpenShard, buffer_view
 from shards.packed import SIDECAR_SCHEMA, sidecar_path
 from shards.verify_files import NOT_AS_WRITTEN, UNREADABLE, without_path
 from shards.writer import file_sha256
-
-pc: Any = pyarrow.compute  # made when imported, so that type checkers do not see its functions
 
 Origins = dict[tuple[str, str], int]
 _COLUMNS = ["row", "position", "dataset", "direction", "start", "stop"]
@@ -41,9 +38,9 @@ def look_at_sidecar(shard: OpenShard, entry: ShardEntry, manifest: Manifest) -> 
         return {}, (Fault(name, NOT_AS_WRITTEN),)
     try:
         # One file, not a folder of them: its name may well hold a "key=value".
-        with pq.ParquetFile(path) as file:
-            if not file.schema_arrow.equals(SIDECAR_SCHEMA):
-                return {}, (Fault(name, "its columns are not those of FORMAT.md"),)
+        if not pq.read_schema(path).equals(SIDECAR_SCHEMA):
+            return {}, (Fault(name, "its columns are not those of FORMAT.md"),)
+        with pq.ParquetFile(path, read_dictionary=["dataset", "direction"]) as file:
             table = file.read(columns=_COLUMNS)
         return _origins(table), tuple(_document_faults(table, shard, name))
     except UNREADABLE as error:
@@ -80,10 +77,19 @@ def _uncovered(rows: npt.NDArray[np.int64], starts: npt.NDArray[np.int64], shard
 
 
 def _origins(table: pa.Table) -> Origins:
-    ids = pc.subtract(table["stop"], table["start"]).cast(pa.int64())
-    plain = pa.table({"dataset": table["dataset"], "direction": table["direction"], "ids": ids})
-    sums = plain.group_by(["dataset", "direction"]).aggregate([("ids", "sum")]).to_pylist()
-    return {(row["dataset"], row["direction"]): row["ids_sum"] for row in sums}
+    lengths = _integers(table, "stop") - _integers(table, "start")
+    (datasets, dataset), (directions, direction) = _encoded(table["dataset"]), _encoded(table["direction"])
+    sums = np.bincount(
+        dataset * len(directions) + direction, weights=lengths, minlength=len(datasets) * len(directions)
+    )
+    pairs = [(name, way) for name in datasets for way in directions]
+    return {pair: int(count) for pair, count in zip(pairs, sums.tolist(), strict=True) if count}
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
+    """Different strings, and which of them each is."""
+    encoded = column.unify_dictionaries().combine_chunks()
+    return encoded.dictionary.to_pylist(), buffer_view(encoded.indices).astype(np.int64)
 
 
 def _integers(table: pa.Table, column: str) -> npt.NDArray[np.int64]:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -135,6 +136,8 @@ class _Pool(Generic[Task, Result]):
     def _start(self) -> _Worker[Task]:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(theirs, self._look), daemon=True)
+        # Starting a process starts Python's tracker of resources too, if there is none, and that unblocks Ctrl-C.
+        resource_tracker.ensure_running()
         with _interrupts_blocked():
             process.start()
         theirs.close()
