@@ -30,7 +30,6 @@ from shards.mixture import Mixture
 from shards.packed import FORMAT_VERSION, PackedRow, Placement, write_packed_shard
 from shards.reader import PackedDataset, open_packed
 from shards.vocabulary import lay_out
-from train.stream import RowStream
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCRIPTS = PROJECT.parent / "shared" / "bench" / "peers"
@@ -83,6 +82,7 @@ def load_scripts() -> Scripts:
     for name, load in zip(OURS, loads, strict=True):
         peers.PEERS[name] = (write_ours, load, "ours")
         peers.SHARED[name] = OURS[0]
+    peers.IMPORTS["ours-stream"] = "train.stream"
     return Scripts(peers, run, correct)
 
 
@@ -170,7 +170,9 @@ def load_ours_stream(
     world: int = 1,
     **_: object,
 ) -> Any:
-    """:func:`load_ours` by way of the trainer's stream."""
+    """:func:`load_ours` by way of the trainer's stream, which the scripts have imported by now."""
+    from train.stream import RowStream
+
     peers = _peers()
     mixture, datasets, stop = _open(out, mode, seed)
     batch_rows = peers.BATCH * world
