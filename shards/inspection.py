@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from shards.errors import DatasetError
 from shards.manifest import Manifest
+from shards.open_shard import buffer_view
 from shards.packed import sidecar_path
 from shards.reader import PackedDataset
 from shards.records import TokenizedSample, table_to_samples
@@ -145,6 +146,31 @@ def read_rows(path: Path, rows: Sequence[int]) -> Iterator[TokenizedSample]:
         raise DatasetError(f"{path}: expected a Parquet shard, found {error}; run anygpt-verify") from error
 
 
+def read_placements(shard: Path, rows: Sequence[int], columns: Sequence[str] | None) -> pa.Table | None:
+    """What the sidecar of a packed shard says of some rows, in its order; None without a sidecar.
+
+    Args:
+        columns: with ``row`` among them; None reads all.
+
+    Raises:
+        DatasetError: the sidecar is damaged.
+    """
+    path = sidecar_path(shard)
+    if not path.is_file():
+        return None
+    parts: list[pa.Table] = []
+    try:
+        # By row group and by hand: a filter of read_table is ten times slower.
+        with pq.ParquetFile(path, read_dictionary=["dataset", "direction"]) as file:
+            for group in range(file.num_row_groups):
+                of_group = buffer_view(file.read_row_group(group, ["row"], use_threads=False)["row"].combine_chunks())
+                if len(chosen := np.flatnonzero(np.isin(of_group, rows))):
+                    parts.append(file.read_row_group(group, columns, use_threads=False).take(pa.array(chosen)))
+            return pa.concat_tables(parts) if parts else None
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{path}: expected the samples of each row, found {error}; run anygpt-verify") from error
+
+
 def cut_stretches(token_ids: TokenIds, trained: Flags, start: int, vocabulary: Vocabulary) -> tuple[Stretch, ...]:
     """The ids of one document as stretches.
 
@@ -179,11 +205,8 @@ def _document(
 
 def _sidecar_of(shard: Path, row: int) -> dict[int, dict[str, Any]]:
     """Placements of one row by their start; empty without a sidecar."""
-    path = sidecar_path(shard)
-    if not path.is_file():
-        return {}
-    records = pq.read_table(path, filters=[("row", "=", row)]).to_pylist()
-    return {record["start"]: record for record in records}
+    found = read_placements(shard, [row], None)
+    return {record["start"]: record for record in found.to_pylist()} if found is not None else {}
 
 
 def _batches_with(file: pq.ParquetFile, rows: Sequence[int]) -> Iterator[tuple[pa.RecordBatch, list[int]]]:

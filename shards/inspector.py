@@ -47,7 +47,11 @@ class _Subject:
 
     def overview(self) -> list[str]:
         """Everything but rows: sections with their headings, and links to them."""
-        survey = survey_packed(self.packed) if self.packed else survey_samples(self.folder, self.manifest)
+        if self.packed:
+            # A reader of its own: the shards it maps are let go with it.
+            survey = survey_packed(PackedDataset(self.folder, self.manifest, verify="lazy"))
+        else:
+            survey = survey_samples(self.folder, self.manifest)
         charts = survey_html(survey, self.noun, tokens_known="tokens_by_source" in self.manifest.extra)
         left_out = left_out_html(read_left_out(self.folder, each=LEFT_OUT_EACH), self.manifest)
         sections = {"numbers": "In numbers", "histograms": "Histograms"}

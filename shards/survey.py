@@ -15,17 +15,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
-from shards.inspection import spread
-from shards.packed import sidecar_path
+from shards.inspection import read_placements, spread
 from shards.reader import PackedDataset
 
-MAX_ROWS = 4096
-MAX_SHARDS = 64
+MAX_ROWS = 2048
+MAX_SHARDS = 32
 
 _RUN = 16
-_SIDECAR = ["row", "start", "stop", "dataset", "direction"]
+_SIDECAR = ["row", "start", "dataset", "direction"]
 
 Numbers = npt.NDArray[Any]
 
@@ -155,11 +153,9 @@ def _modalities_of(
 
 def _told(shard: Path, local: Numbers, place: Numbers, begins: Numbers) -> tuple[list[str], list[str]]:
     """Dataset and direction of each document; empty texts where no sidecar tells."""
-    path = sidecar_path(shard)
     told: dict[tuple[int, int], tuple[str, str]] = {}
-    if path.is_file():
-        records = pq.read_table(path, columns=_SIDECAR, filters=[("row", "in", local.tolist())])
-        columns = (records[name].to_pylist() for name in ("row", "start", "dataset", "direction"))
+    if (found := read_placements(shard, local.tolist(), _SIDECAR)) is not None:
+        columns = (found[name].to_pylist() for name in _SIDECAR)
         told = {(row, start): (dataset, direction) for row, start, dataset, direction in zip(*columns, strict=True)}
     keys = zip(local[place].tolist(), begins.tolist(), strict=True)
     pairs = [told.get(key, ("", "")) for key in keys]

@@ -31,7 +31,7 @@ def survey_samples(
     """Durations, lengths and quality numbers of samples.
 
     Args:
-        max_shards: by default 64, of a remote dataset 8.
+        max_shards: by default 32, of a remote dataset 8.
 
     Raises:
         DatasetError: a shard that is looked at is missing or damaged.
@@ -76,11 +76,11 @@ class _Samples:
         self.count += batch.num_rows
         segments: Any = batch.column("segments")
         flat: Any = segments.flatten()
-        of_sample = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False)
+        of_sample = _to_numpy(pc.fill_null(pc.list_value_length(segments), 0))
         self._add_lengths(flat, np.repeat(np.arange(batch.num_rows), of_sample), batch.num_rows)
         for modality in MEDIA:
             of_it = flat.filter(pc.equal(flat.field("modality"), str(modality)))
-            durations = of_it.field("duration_s").drop_null().to_numpy(zero_copy_only=False)
+            durations = _to_numpy(of_it.field("duration_s").drop_null())
             self._keep("Duration", str(modality), "s", durations, whole=False)
         quality: dict[str, list[float]] = {}
         for pairs in batch.column("quality").to_pylist():
@@ -98,9 +98,9 @@ class _Samples:
             yield Measured(title, part, unit, things, np.concatenate(self._parts[key]), whole)
 
     def _add_lengths(self, flat: Any, sample: Numbers, num_samples: int) -> None:
-        has_codes = pc.is_valid(flat.field("codes")).to_numpy(zero_copy_only=False)
-        codes = pc.fill_null(pc.list_value_length(flat.field("codes")), 0).to_numpy(zero_copy_only=False)
-        characters = pc.fill_null(pc.utf8_length(flat.field("text")), 0).to_numpy(zero_copy_only=False)
+        has_codes = _to_numpy(pc.is_valid(flat.field("codes")))
+        codes = _to_numpy(pc.fill_null(pc.list_value_length(flat.field("codes")), 0))
+        characters = _to_numpy(pc.fill_null(pc.utf8_length(flat.field("text")), 0))
         for title, unit, of_segments in (
             ("Media per sample", "media", has_codes),
             ("Codes per sample", "codes", codes),
@@ -112,3 +112,8 @@ class _Samples:
     def _keep(self, title: str, part: str, unit: str, values: Numbers, *, whole: bool) -> None:
         if len(values):
             self._parts.setdefault((title, part, unit, whole), []).append(values)
+
+
+def _to_numpy(array: Any) -> Numbers:
+    """Of at most a thousand samples; pyarrow's own way would import pandas, which takes longer."""
+    return np.array(array.to_pylist(), np.float64 if pa.types.is_floating(array.type) else np.int64)

@@ -127,13 +127,13 @@ def test_of_a_large_packed_dataset_few_shards_are_touched(packed_folder: Path) -
     first = manifest.shards[0]
     shards = [replace(first, path=f"{number}.arrow") for number in range(5000)]
     write_manifest(packed_folder, replace(manifest, shards=tuple(shards)))
-    for number in spread(5000, 64):
+    for number in spread(5000, 32):
         path = packed_folder / f"{number}.arrow"
         os.link(packed_folder / first.path, path)
         os.link(sidecar_path(packed_folder / first.path), sidecar_path(path))
     survey = survey_packed(open_packed(packed_folder))
-    assert (survey.total, survey.shards_looked_at, survey.shards) == (1_500_000, 64, 5000)
-    assert 3000 < survey.looked_at <= 4096 + 64
+    assert (survey.total, survey.shards_looked_at, survey.shards) == (1_500_000, 32, 5000)
+    assert 1500 < survey.looked_at <= 2048
     assert not survey.is_whole
     again = survey_packed(open_packed(packed_folder))
     assert values_of(again, "Fill of rows") == values_of(survey, "Fill of rows")
@@ -174,10 +174,10 @@ def test_numbers_of_samples_are_those_counted_by_hand(tmp_path: Path) -> None:
 def test_of_a_large_dataset_of_samples_the_beginnings_of_few_row_groups_are_read(tmp_path: Path) -> None:
     manifest = write_samples(tmp_path, [[sample(number) for number in range(100)]], row_group=10)
     shards = [replace(manifest.shards[0], path=f"{number}.parquet") for number in range(3000)]
-    for number in spread(3000, 64):
+    for number in spread(3000, 32):
         os.link(tmp_path / "u0.parquet", tmp_path / f"{number}.parquet")
-    survey = survey_samples(tmp_path, replace(manifest, shards=tuple(shards)), max_samples=640)
-    assert (survey.looked_at, survey.total, survey.shards_looked_at) == (64 * 4 * 2, 300_000, 64)
+    survey = survey_samples(tmp_path, replace(manifest, shards=tuple(shards)), max_samples=320)
+    assert (survey.looked_at, survey.total, survey.shards_looked_at) == (32 * 4 * 2, 300_000, 32)
     assert values_of(survey, "Characters of text per sample")[:8] == [0, 1, 30, 31, 60, 61, 90, 91]
 
 
