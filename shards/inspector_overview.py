@@ -29,8 +29,12 @@ def heading_html(manifest: Manifest) -> str:
 
 def facts_html(manifest: Manifest) -> str:
     """What the manifest says, in figures and tables."""
-    tables = "".join(f"<div>{one}</div>" for one in _tables(manifest))
-    return f"{_figures(manifest)}{_token_bars(manifest)}" + (f'<div class="columns">{tables}</div>' if tables else "")
+    # Summed over all shards, of which there may be tens of thousands: once.
+    tokens = manifest.tokens
+    tables = "".join(f"<div>{one}</div>" for one in _tables(manifest, tokens))
+    return f"{_figures(manifest, tokens)}{_token_bars(manifest, tokens)}" + (
+        f'<div class="columns">{tables}</div>' if tables else ""
+    )
 
 
 def survey_html(survey: Survey, noun: str, *, tokens_known: bool) -> str:
@@ -87,11 +91,11 @@ def _summary(measured: Measured) -> str:
     return f"{len(values):,} {html.escape(measured.things)}: {said}{unknown}"
 
 
-def _figures(manifest: Manifest) -> str:
+def _figures(manifest: Manifest, tokens: Mapping[str, int]) -> str:
     packed, extra = manifest.kind == "packed", manifest.extra
     facts = [("rows" if packed else "samples", f"{manifest.num_rows:,}"), ("shards", f"{len(manifest.shards):,}")]
     facts.append(("on disk", _size(sum(shard.num_bytes for shard in manifest.shards))))
-    if tokens := manifest.tokens:
+    if tokens:
         facts.append(("tokens", f"{sum(tokens.values()):,}"))
     if packed:
         facts.append(("ids per row", f"{extra['sequence_length']:,}"))
@@ -103,9 +107,9 @@ def _figures(manifest: Manifest) -> str:
     return f'<dl class="facts">{entries}</dl>'
 
 
-def _token_bars(manifest: Manifest) -> str:
+def _token_bars(manifest: Manifest, tokens: Mapping[str, int]) -> str:
     by_dataset: Mapping[str, Mapping[str, int]] = manifest.extra.get("tokens_by_source", {})
-    bars = f"<h3>Tokens by modality</h3>{share_bar(manifest.tokens)}" if manifest.tokens else ""
+    bars = f"<h3>Tokens by modality</h3>{share_bar(tokens)}" if tokens else ""
     return bars + (_by_dataset(by_dataset, "Tokens by modality and dataset") if by_dataset else "")
 
 
@@ -125,9 +129,9 @@ def _by_dataset(tokens: Mapping[str, Mapping[str, int]], heading: str) -> str:
     return f'<h3>{html.escape(heading)}</h3><dl class="bars">{bars}</dl>{numbers}'
 
 
-def _tables(manifest: Manifest) -> Iterator[str]:
-    if manifest.tokens:
-        yield table(["modality", "tokens"], list(manifest.tokens.items()))
+def _tables(manifest: Manifest, tokens: Mapping[str, int]) -> Iterator[str]:
+    if tokens:
+        yield table(["modality", "tokens"], list(tokens.items()))
     for name, unit in (("tokens_by_direction", "tokens"), ("documents_by_direction", "documents")):
         counts: Mapping[str, int] = manifest.extra.get(name, {})
         if counts:

@@ -115,5 +115,4 @@ class _Samples:
 
 
 def _to_numpy(array: Any) -> Numbers:
-    """Of at most a thousand samples; pyarrow's own way would import pandas, which takes longer."""
-    return np.array(array.to_pylist(), np.float64 if pa.types.is_floating(array.type) else np.int64)
+    return array.to_numpy(zero_copy_only=False)
