@@ -1,7 +1,7 @@
 """Histograms: values to bins with round borders, and bins to a picture that needs no script and no other file.
 
-Every value is in exactly one bin. Few different counts get a bin each; values over several orders of magnitude get
-borders at 1, 2, 5, 10, 20, ...; all others bins of one width.
+Every value is in exactly one bin. Few different counts, or one value alone, get a bin each; values over several orders of
+magnitude get borders at 1, 2, 5, 10, 20, ...; all others bins of one width.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Histogram:
     Attributes:
         edges: (bins + 1,) ascending; bin k is ``[edges[k], edges[k + 1])``, the last one has its end too.
         counts: (bins,).
-        unit_bins: each bin is one whole number.
+        unit_bins: each bin is one number, its lower border.
     """
 
     edges: tuple[float, ...]
@@ -50,9 +50,9 @@ def make_histogram(values: npt.ArrayLike, *, whole: bool = False) -> Histogram:
     if not len(known):
         return Histogram((0.0, 1.0), (0,))
     low, high = float(known.min()), float(known.max())
-    unit_bins = whole and high - low < MAX_BINS
+    unit_bins = low == high or (whole and high - low < MAX_BINS)
     if unit_bins:
-        edges = np.arange(low, high + 2)
+        edges = low + np.arange(high - low + 2)
     elif low >= 0 and high > 1e-6 and high > 50 * max(float(np.median(known)), _smallest(known)):
         edges = _round_edges(known)
     else:
@@ -74,6 +74,7 @@ def draw_histogram(histogram: Histogram, *, label: str, unit: str, things: str) 
         for number, count in enumerate(counts)
         if count
     )
+    scale = "" if histogram.unit_bins or _is_even(histogram) else " (steps of 1, 2, 5, 10, …)"
     text = html.escape(f"{label}: {_in_words(histogram, unit, things)}", quote=True)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{text}">'
@@ -83,7 +84,7 @@ def draw_histogram(histogram: Histogram, *, label: str, unit: str, things: str) 
         f'<text x="{_LEFT - 6}" y="{floor + 4}" text-anchor="end">0</text>'
         f'<text x="{_LEFT}" y="{_TOP - 9}">{html.escape(things)}</text>'
         f'{bars}{_ticks(histogram, width, floor)}<text x="{(_LEFT + _WIDTH - _RIGHT) / 2}" y="{_HEIGHT - 5}" '
-        f'text-anchor="middle">{html.escape(unit or label)}</text></svg>'
+        f'text-anchor="middle">{html.escape((unit or label) + scale)}</text></svg>'
     )
 
 
@@ -92,6 +93,11 @@ def say_number(value: float) -> str:
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:,.4f}".rstrip("0").rstrip(".") if abs(value) >= 0.001 else f"{value:.3g}"
+
+
+def _is_even(histogram: Histogram) -> bool:
+    widths = np.diff(histogram.edges)
+    return bool(np.allclose(widths, widths[0]))
 
 
 def _ticks(histogram: Histogram, width: float, floor: float) -> str:

@@ -31,6 +31,8 @@ __all__ = ["Decoders", "Detokenizer", "inspect_dataset", "inspect_rows", "inspec
 
 ROWS_OPEN = 2
 LEFT_OUT_EACH = 10
+MAX_ON_PAGE = 500
+"""Rows or samples; a row of 4,500 ids is some 100 KB of page."""
 MAX_PLACES = 500
 """Lines of the table of all places of a sample: with 44 draws, a page of its windows has some thousand."""
 
@@ -82,8 +84,10 @@ def inspect_dataset(folder: Path, decoders: Decoders, *, rows: int = 20) -> str:
         rows: how many rows or samples to show, spread evenly over the dataset.
 
     Raises:
+        ConfigError: more rows than a page can hold.
         DatasetError: if the folder holds no dataset, or a damaged one.
     """
+    _check_size(rows)
     subject = _Subject(folder)
     numbers = spread(subject.total, rows)
     heading = f"{len(numbers):,} of {subject.total:,} {subject.noun}, spread evenly"
@@ -94,11 +98,12 @@ def inspect_rows(folder: Path, decoders: Decoders, *, start: int, stop: int) -> 
     """A page of the rows or samples ``[start, stop)``, as far as there are any, without the numbers of the whole.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or more than a page can hold.
         DatasetError: as :func:`inspect_dataset`.
     """
     subject = _Subject(folder)
     span = _within(subject, range(start, stop))
+    _check_size(len(span))
     heading = _range(subject, span)
     shown = subject.shown(span, decoders, heading)
     return write_page(f"{subject.manifest.name}: {heading}", [heading_html(subject.manifest), *shown])
@@ -148,9 +153,10 @@ def write_pages(
         The pages' paths, the index first.
 
     Raises:
-        ConfigError: there are none of ``rows``.
+        ConfigError: there are none of ``rows``, or more on a page than it can hold.
         DatasetError: as :func:`inspect_dataset`.
     """
+    _check_size(per_page)
     subject = _Subject(folder)
     span = range(subject.total) if rows is None else _within(subject, rows)
     numbers = span if len(span) <= per_page * max_pages else [span[n] for n in spread(len(span), per_page * max_pages)]
@@ -170,6 +176,14 @@ def write_pages(
 
 def _section(name: str, heading: str, body: str) -> str:
     return f'<section><h2 id="{name}">{html.escape(heading)}</h2>{body}</section>'
+
+
+def _check_size(num_rows: int) -> None:
+    if num_rows > MAX_ON_PAGE:
+        raise ConfigError(
+            f"expected at most {MAX_ON_PAGE} rows or samples on a page, found {num_rows:,}; write several pages with "
+            "--pages all --per-page N"
+        )
 
 
 def _within(subject: _Subject, rows: range) -> range:

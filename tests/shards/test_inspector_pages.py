@@ -222,6 +222,16 @@ def test_rows_are_chosen_by_number(packed: Path, samples: Path) -> None:
         inspect_rows(packed, Decoders(), start=30, stop=40)
 
 
+def test_a_page_has_a_limit_and_says_how_to_write_several(samples: Path, tmp_path: Path) -> None:
+    write_samples(samples, [make_sample(number) for number in range(600)])
+    with pytest.raises(ConfigError, match=r"at most 500 .* found 600; write several pages with --pages all"):
+        inspect_rows(samples, Decoders(), start=0, stop=600)
+    with pytest.raises(ConfigError, match="at most 500"):
+        inspect_dataset(samples, Decoders(), rows=501)
+    with pytest.raises(ConfigError, match="at most 500"):
+        write_pages(samples, tmp_path / "pages", Decoders(), per_page=501, max_pages=2)
+
+
 def test_what_was_left_out_is_listed_by_reason(samples: Path) -> None:
     write_left_out(samples / "rejects.parquet", ["image_truncated"] * 30 + ["too_large"] * 2)
     write_left_out(samples / "filtered.parquet", ["unsafe"])

@@ -48,10 +48,17 @@ def test_few_different_counts_have_a_bin_each() -> None:
     assert [histogram.name(number) for number in range(4)] == ["1", "2", "3", "4"]
 
 
+def test_one_value_alone_is_its_own_bin() -> None:
+    assert make_histogram([0.25, 0.25]) == Histogram((0.25, 1.25), (2,), unit_bins=True)
+    assert make_histogram([0.25]).name(0) == "0.25"
+
+
 def test_values_over_several_orders_of_magnitude_have_round_borders() -> None:
     histogram = make_histogram([0, 1, 3, 3, 8, 900], whole=True)
     assert histogram.edges == (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
     assert histogram.counts == (1, 1, 2, 1, 0, 0, 0, 0, 0, 1)
+    assert ">ids (steps of 1, 2, 5, 10, …)</text>" in draw_histogram(histogram, label="l", unit="ids", things="rows")
+    assert ">s</text>" in draw_histogram(make_histogram([0.5, 0.7, 1.9]), label="l", unit="s", things="rows")
 
 
 def test_a_chart_says_in_words_what_it_shows_and_names_both_axes() -> None:
