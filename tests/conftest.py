@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,6 +28,38 @@ settings.load_profile("shared-cores")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_CORPORA = REPOSITORY.parent / "shared" / "corpora"
 PARITY = Path(os.environ.get("PARITY_DIR", REPOSITORY.parent / "shared" / "reference" / "parity"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """``--dist loadfile``, but all files that share a Ray are one, and what takes long is not begun last."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LongFilesFirst(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if "ray_of_this_process" in _text(file) else file
+
+    # The order of the collection then, instead of the number of tests, which says little: see below.
+    config.option.loadscopereorder = False
+    return LongFilesFirst(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the work: Ray's files first, then those with a test that is marked slow, then large ones."""
+    if not hasattr(config, "workerinput"):
+        return
+    counts = Counter(item.path for item in items)
+    has_ray = {item.path for item in items if "ray_of_this_process" in getattr(item, "fixturenames", ())}
+    is_slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in has_ray, item.path not in is_slow, -counts[item.path], item.path))
+
+
+@functools.cache
+def _text(file: str) -> str:
+    return (REPOSITORY / file).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path):
     assert (tmp_path / "set" / "thesis.tex").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_half_made_and_the_next_one_the_same_bytes(tmp_path, tiny_toml):
     options = ["--limit", "12"]
     command = [sys.executable, "-m", "pipeline.sample_corpora.cli", str(tiny_toml), *options]

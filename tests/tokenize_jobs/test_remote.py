@@ -59,6 +59,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in list_files(folder) if name not in TIMED_NAMES}
 
 
+@pytest.mark.slow
 def test_a_corpus_in_a_bucket_becomes_the_same_dataset_in_a_bucket(
     config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,7 @@ def test_stopping_at_any_step_and_going_on_changes_no_figure(make_config: Make, 
     assert left.read_bytes() == right.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_killed_with_no_warning_continues_exactly_and_then_has_nothing_to_do(
     data: Path, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -166,6 +167,7 @@ def test_a_run_that_died_before_its_model_was_written_writes_it(make_config: Mak
     assert curve(config.output) == lines and is_finished(make_plan(config, where="test.toml"))
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(data: Path, tmp_path: Path, repository: Path):
     """Float32, the same global batch; then one process continues what two began."""
     alone = write_config(tmp_path, data, steps=6, dtype="fp32", name="alone")
