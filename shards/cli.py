@@ -49,7 +49,7 @@ def _verify_one(name: str, args: argparse.Namespace) -> int:
         folder = open_path(name)
         manifest = read_manifest(folder)
         num_bytes = sum(entry.num_bytes for entry in sampled(manifest.shards, args.limit))
-        with _progress_bar(name, num_bytes) as progress:
+        with _progress_bar(folder.name, num_bytes) as progress:
             result = verify_dataset(
                 folder, workers=args.workers, limit=args.limit, progress=progress, manifest=manifest
             )

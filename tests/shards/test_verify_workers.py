@@ -2,58 +2,44 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from shards import cli
 from shards.errors import DatasetError
-from shards.faults import Fault, ShardFindings
-from shards.manifest import ShardEntry, read_manifest, write_manifest
+from shards.manifest import Manifest, ShardEntry, read_manifest, write_manifest
+from shards.modality import Modality
 from shards.packed import sidecar_path
+from shards.records import Provenance, Segment, TokenizedSample, samples_to_table
+from shards.storage import open_path
 from shards.verify import look_at_all, sampled, verify_dataset
 from shards.worker_pool import WorkerDied, map_in_processes
+from shards.writer import commit_bytes, commit_table
+from tests.fixtures.deadly_tasks import die_once, find_or_die, refuse, square_or_die
+from tests.fixtures.s3_server import make_bucket, pointed_at, s3_server
 
 ROOT = Path(__file__).parents[2]
-
-
-def _square_or_die(task: int) -> int:
-    if task < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return task * task
-
-
-def _die_once(marker: Path) -> str:
-    """Killed the first time, as a process that was too large beside the others may be."""
-    if marker.exists():
-        return marker.name
-    marker.touch()
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError
-
-
-def _refuse(task: int) -> int:
-    raise DatasetError(f"task {task} is refused")
-
-
-def _find_or_die(entry: ShardEntry) -> ShardFindings:
-    if entry.path == "b":
-        os._exit(7)
-    return ShardFindings(faults=(Fault(entry.path, "looked at"),))
+COMMAND = "import sys; from shards.cli import verify; sys.exit(verify(sys.argv[1:]))"
 
 
 def test_results_are_in_the_order_of_the_tasks_and_a_death_takes_its_own_task_only() -> None:
     done: list[int] = []
-    results = list(map_in_processes(_square_or_die, [3, -1, 5, 7, 8], workers=2, on_done=done.append))
+    results = list(map_in_processes(square_or_die, [3, -1, 5, 7, 8], workers=2, on_done=done.append))
     assert results == [9, WorkerDied(-9), 25, 49, 64]
     assert sorted(done) == [0, 1, 2, 3, 4]
     assert str(results[1]) == "the process was killed by SIGKILL"
@@ -61,19 +47,19 @@ def test_results_are_in_the_order_of_the_tasks_and_a_death_takes_its_own_task_on
 
 
 def test_what_died_once_is_tried_again(tmp_path: Path) -> None:
-    assert list(map_in_processes(_die_once, [tmp_path / "a"], workers=1)) == ["a"]
+    assert list(map_in_processes(die_once, [tmp_path / "a"], workers=1)) == ["a"]
 
 
 def test_an_error_of_ours_is_raised_and_no_process_is_left() -> None:
     with pytest.raises(DatasetError, match="task 1 is refused"):
-        list(map_in_processes(_refuse, [1], workers=1))
+        list(map_in_processes(refuse, [1], workers=1))
     assert multiprocessing.active_children() == []
 
 
 def test_a_shard_that_kills_its_process_is_a_fault_that_names_it() -> None:
     entries = [ShardEntry(name, 0, 10, "") for name in "abc"]
     seen: list[int] = []
-    found = list(look_at_all(_find_or_die, entries, workers=2, progress=seen.append))
+    found = list(look_at_all(find_or_die, entries, workers=2, progress=seen.append))
     assert [str(fault) for shard in found for fault in shard.faults] == [
         "a: looked at",
         "b: cannot be looked at: the process ended with exit code 7, twice",
@@ -150,13 +136,49 @@ def test_no_worker_at_all_is_refused(packed_folder: Path, capsys: pytest.Capture
     assert "--workers: expected at least 1, found 0" in capsys.readouterr().err
 
 
+def test_a_progress_bar_is_for_terminals(packed_folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ours, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with os.fdopen(ours, "rb", buffering=0) as reader:
+        process = subprocess.run(
+            [sys.executable, "-c", COMMAND, str(packed_folder)], cwd=ROOT, stderr=terminal, check=True
+        )
+        shown = reader.read(4096).decode()
+    os.close(terminal)
+    assert "packed:   0%|" in shown
+    assert "B/s" in shown
+    assert process.returncode == 0
+    assert cli.verify([str(packed_folder)]) == 0
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.slow
+def test_samples_in_a_bucket_are_looked_at_by_several_processes(tmp_path: Path) -> None:
+    pytest.importorskip("moto.server")
+    picture = Segment("image", Modality.IMAGE, codes=np.zeros((32, 1), np.uint16))
+    with s3_server() as url, pointed_at(url):
+        make_bucket("bucket")
+        folder = open_path("s3://bucket/data set")
+        entries: list[ShardEntry] = []
+        for name in "ab":
+            path = folder / f"{name}.parquet"
+            samples = [TokenizedSample(name, "c", "train", (picture,), Provenance("f"))]
+            sha256 = commit_table(path, samples_to_table(samples))
+            entries.append(ShardEntry(path.name, 1, path.stat().st_size, sha256))
+        write_manifest(folder, Manifest("samples", "c", "f", tuple(entries), 1))
+        commit_bytes(folder / "b.parquet", (folder / "a.parquet").read_bytes())
+        found = verify_dataset(folder, workers=2)
+    (fault,) = found.faults
+    assert fault.path == "b.parquet"
+    assert found.tokens == {"image": 32}
+
+
 @pytest.mark.parametrize("pause_s", [0.0, 0.6])
 def test_ctrl_c_ends_with_130_and_no_traceback(packed_folder: Path, pause_s: float) -> None:
     manifest = read_manifest(packed_folder)
     write_manifest(packed_folder, replace(manifest, shards=tuple(manifest.shards) * 10_000))
-    code = "import sys; from shards.cli import verify; sys.exit(verify(sys.argv[1:]))"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(packed_folder), "--workers", "2"],
+        [sys.executable, "-c", COMMAND, str(packed_folder), "--workers", "2"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
