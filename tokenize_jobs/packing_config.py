@@ -71,9 +71,12 @@ class PackingConfig(Config):
     """A Hugging Face folder; gives the text ids."""
     checkpoint: Path | None = None
     """Instead of ``text_tokenizer``: a checkpoint's folder, whose own files give every id."""
+    dialogue_preset: str | None = None
+    """Chat form, one of ``presets`` in the templates' ``dialogue.toml``; None takes the one that file names."""
     sequence_length: int = Field(default=4500, gt=1)
     """Ids per row, padding included."""
     long_documents: LongDocuments = "split"
+    """A document longer than a row: ``split`` where its segments meet (a dialogue: between two exchanges), or ``reject``."""
     seed: int = 0
     unit_documents: int = Field(default=50_000, ge=1)
     """Documents per shard, packed together; the bytes depend on it, so it is no matter of how many workers there are."""
@@ -105,7 +108,8 @@ def load_language(config: PackingConfig) -> Language:
     """
     if config.documents == "codes":
         return _load_codes_only(config)
-    templates = load_templates(config.templates)
+    preset = [] if config.dialogue_preset is None else [f"preset={config.dialogue_preset}"]
+    templates = load_templates(config.templates, preset)
     if (config.text_tokenizer is None) == (config.checkpoint is None):
         raise ConfigError(
             "packing: expected either text_tokenizer or checkpoint, found both or none; give the one you have"

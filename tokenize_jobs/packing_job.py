@@ -152,6 +152,7 @@ def _facts(name: str, config: PackingConfig, language: Language, limit: int | No
         "vocabulary",
         "text_tokenizer",
         "checkpoint",
+        "dialogue_preset",  # the templates' fingerprint covers it
         "workers",
         "reject_budget",
         "documents",

@@ -38,7 +38,7 @@ class UnitResult:
         inputs: documents, those read of the filler among them.
         tokens_by_source: the dataset of samples they came from -> modality -> ids; padding not counted.
         cut: documents that fit a row and were cut; always 0, counted to prove it.
-        split: documents longer than a row that were split at segment borders.
+        split: documents longer than a row that were split at segment borders, dialogues between two exchanges.
         filler: ``documents`` and ``tokens`` of the filler, and ``repeated``: those of its documents told before.
     """
 

@@ -337,6 +337,7 @@ def test_every_shipped_config_is_valid_and_fits_a_mixture(repository: Path) -> N
         "tiny-sft": "tiny-sft",
         "anygpt-7b-pretrain": "paper-table7",
         "anygpt-7b-sft": "paper-sft",
+        "anygpt-chat-sft": "paper-sft",
         "soundstorm-tiny": "soundstorm-tiny",
         "soundstorm-mls": "soundstorm-mls",
     }
