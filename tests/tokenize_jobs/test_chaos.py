@@ -83,7 +83,8 @@ class Nodes:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
-    for name, value in (LOCAL_ENVIRONMENT | NOTICE_SOON).items():
+    # Where none is lost on purpose, a busy machine that answers late must not count as lost either.
+    for name, value in (LOCAL_ENVIRONMENT | (NOTICE_SOON if KILLS else {})).items():
         monkeypatch.setenv(name, value)
     nodes = Nodes()
     yield nodes
@@ -116,6 +117,7 @@ def undisturbed(config: Path, output: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_two_nodes_write_the_files_of_one(nodes: Nodes, tmp_path: Path) -> None:
     root = write_corpus(tmp_path / "root")
     config = write_config(tmp_path, root, write_codec(tmp_path / "codec.safetensors"), unit_items=2)
