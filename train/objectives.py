@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from train.backbone import Backbone, build_backbone, export
+from train.backbone import build_backbone
 from train.checkpoint import Tensors
 from train.collate import Attention
 from train.masking import Masking
+from train.model_export import export_model
 from train.plan import Plan
 from train.soundstorm_training import build_soundstorm, export_soundstorm, level_groups
 
@@ -78,8 +79,8 @@ class LanguageModel:
 
     def export(self, network: nn.Module, weights: Tensors, folder: Path) -> None:
         """See :class:`Objective`."""
-        assert isinstance(network, Backbone)
-        export(network, weights, self._plan, folder)
+        del network
+        export_model(weights, self._plan, folder)
 
 
 class SpeechLevels:

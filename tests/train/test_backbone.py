@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
-from shards.vocabulary import Vocabulary
 from train.attention import lay_out_documents
-from train.backbone import Backbone, build_backbone, export, parameters_by_name
-from train.checkpoint import publish_folder
+from train.backbone import Backbone, build_backbone
 from train.collate import IGNORED, HostBatch, MicroBatch, document_positions, micro_batches
 from train.config import TrainConfig
 from train.loss import full_cross_entropy
@@ -148,43 +144,3 @@ def test_the_loss_is_that_of_the_model_s_own_logits(make_config: Make):
     assert len(losses) == (labels[:, 1:] != IGNORED).sum()
     hidden = backbone.causal.model(input_ids=ids, use_cache=False).last_hidden_state
     assert full_cross_entropy(hidden, backbone.causal.lm_head.weight, labels).item() == pytest.approx(loss.item())
-
-
-@pytest.mark.parametrize(("tied", "dtype"), [(False, "fp32"), (True, "fp32"), (False, "bf16")])
-def test_an_exported_model_loads_elsewhere_and_says_the_same(
-    make_config: Make, tmp_path: Path, vocabulary: Vocabulary, tied: bool, dtype: str
-):
-    config = make_config(model=TINY | {"tie_embeddings": tied}, engine={"kind": "torch", "dtype": dtype})
-    plan = make_plan(config, where="test.toml")
-    backbone = build_backbone(plan)
-    weights = {name: p.detach().numpy() for name, p in parameters_by_name(backbone).items()}
-    publish_folder(tmp_path / "final", lambda folder: export(backbone, weights, plan, folder))
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "final", local_files_only=True)
-    assert isinstance(loaded, LlamaForCausalLM)
-    assert loaded.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float32)
-    assert loaded.config.use_cache and not backbone.causal.config.use_cache
-    assert loaded.generation_config.eos_token_id == vocabulary.eos_id
-    ids = torch.randint(0, 60, (2, 30), generator=torch.Generator().manual_seed(0))
-    for parameter in backbone.parameters():  # not `.to(dtype)`, which would round the rotary frequencies as well
-        parameter.data = parameter.data.to(loaded.dtype)
-    ours = backbone.causal(input_ids=ids, use_cache=False).logits
-    torch.testing.assert_close(loaded(input_ids=ids).logits, ours, rtol=0, atol=0)
-    assert (tmp_path / "final" / "vocabulary.json").is_file()
-
-
-@pytest.mark.parametrize("mode", ["random", "mean"])
-def test_a_smaller_vocabulary_grows_and_keeps_its_rows(
-    make_config: Make, tmp_path: Path, vocabulary: Vocabulary, mode: str
-):
-    """What happens to LLaMA-2's 32,000 rows; the new ones begin as in the paper, or near the mean."""
-    base = build(make_config()).causal
-    base.resize_token_embeddings(vocabulary.text_size)
-    base.config.max_position_embeddings = 8
-    base.save_pretrained(tmp_path / "text-only")
-    grown = build(make_config(init={"from": tmp_path / "text-only", "new_embeddings": mode})).causal
-    assert grown.config.max_position_embeddings == 64, "the rows to come are longer than what the folder knew"
-    for old, new in ((base.model.embed_tokens, grown.model.embed_tokens), (base.lm_head, grown.lm_head)):
-        assert new.weight.shape[0] == vocabulary.size
-        assert (new.weight[: vocabulary.text_size] == old.weight).all()
-        spread = new.weight[vocabulary.text_size :].std().item()
-        assert 0.015 < spread < 0.025 if mode == "random" else spread < 0.015
