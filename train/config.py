@@ -183,6 +183,34 @@ class CheckpointConfig(Config):
 
     every: PositiveInt = 500
     keep: PositiveInt = 2
+    """How many of the newest stay."""
+
+    keep_every: PositiveInt | None = None
+    """Checkpoints of steps that this number divides stay for good."""
+
+    asynchronous: bool = True
+    """Write beside the training, from a copy in host memory; False: the training waits."""
+
+    on_signal: Literal["save", "die"] = "save"
+    """On SIGTERM, SIGINT or SIGUSR1: finish the step, save and leave; or what the system does."""
+
+    timeout_s: PositiveFloat = 1800.0
+    """How long the first process waits for the files of the others."""
+
+
+class ResumeConfig(Config):
+    """What may differ from the run that is continued."""
+
+    allow: tuple[str, ...] = ()
+    """Fingerprints: ``mixture``, ``batch``, ``dataset NAME``, ``dataset`` for all of them, ``vocabulary``, ``model``."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known = ("vocabulary", "mixture", "model", "batch", "dataset")
+        strange = [name for name in self.allow if name not in known and not name.startswith("dataset ")]
+        if strange:
+            raise ValueError(f"expected names among {', '.join(known)} or 'dataset NAME', found {strange}")
+        return self
 
 
 class LogConfig(Config):
@@ -245,6 +273,7 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    resume: ResumeConfig = ResumeConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")

@@ -7,31 +7,37 @@ The only file that imports DeepSpeed. What is switched off or set here is what b
 * its own AdamW is compiled too; torch's fused one is not;
 * ZeRO-0 with bf16 has other numerics, so there is no such choice.
 
-An optimizer's state leaves and enters an engine as :class:`train.checkpoint.OptimizerState`, by parameter name,
-whatever the number of processes or the ZeRO stage. Weights in lower precision are always the rounding of the float32
-master, and not stored.
+An optimizer's state leaves an engine as the fragments that this process owns (:mod:`train.engine_state`), and enters it
+from any :class:`train.checkpoint.StateSource`, by parameter name, whatever the number of processes or the ZeRO stage.
+Weights in lower precision are always the rounding of the float32 master, and not stored.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import distributed, nn
 
-from shards.errors import CheckpointError
 from train.backbone import parameters_by_name, torch_dtype
-from train.checkpoint import OptimizerState
+from train.checkpoint import StateSource
+from train.checkpoint_files import MASTER, MOMENTS
 from train.collate import MicroBatch
 from train.config import OptimizerConfig, TrainConfig
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from train.engine_state import (
+    LiveFragment,
+    LocalState,
+    check_shapes,
+    even_share,
+    fill,
+    partitioned_fragments,
+    sliced_fragments,
+    trained_shapes,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +79,12 @@ class Engine(Protocol):
         """Sum over all processes; the same on each of them."""
         ...
 
-    def export_state(self) -> OptimizerState | None:
-        """The whole state, on the first process; all processes must call."""
+    def export_state(self) -> LocalState:
+        """This process's fragments of the state, as views of the live tensors; no process waits for another."""
         ...
 
-    def import_state(self, state: OptimizerState) -> None:
-        """Continue from a state that any engine exported."""
+    def import_state(self, source: StateSource) -> None:
+        """Continue from the state of any engine; reads what this process needs of it. All processes must call."""
         ...
 
 
@@ -125,8 +131,8 @@ class DeepSpeedEngine:
             config=_deepspeed_config(config, processes, micro_batch_rows),
             dist_init_required=False,
         )[0]
-        self._fragments = deepspeed.utils
-        self._parameters = parameters_by_name(self._engine.module)
+        self._parameters = {name: p for name, p in parameters_by_name(self._engine.module).items() if p.requires_grad}
+        self._shapes = trained_shapes(self._parameters)
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss, and the loss of every target, as the objective's network gives them."""
@@ -150,36 +156,25 @@ class DeepSpeedEngine:
         """Sum over all processes; the same on each of them."""
         return _sum(values, self._processes)
 
-    def export_state(self) -> OptimizerState | None:
-        """The whole state, on the first process; all processes must call."""
-        read = self._fragments
-        gathered: dict[str, dict[str, npt.NDArray[np.float32]]] = {name: {} for name in ("master", *MOMENTS)}
-        for name, parameter in self._parameters.items():
-            # Every process gathers; only the first keeps, or eight processes would hold eight copies of a 7B's state.
-            whole = [read.safe_get_full_fp32_param(parameter)]
-            whole += [read.safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS]
-            if self._processes.rank == 0:
-                for tensors, tensor in zip(gathered.values(), whole, strict=True):
-                    tensors[name] = _to_numpy(tensor)
-        if self._processes.rank:
-            return None
+    def export_state(self) -> LocalState:
+        """This process's fragments of the state, as views of the live tensors; no process waits for another."""
+        if not self._inner.state:
+            self._make_empty_moments(0)
         steps = {int(state["step"]) for state in self._inner.state.values()}
         assert len(steps) == 1, f"the partitions of one optimizer are at different steps: {steps}"
-        return OptimizerState(steps.pop(), **gathered)
+        return LocalState(steps.pop(), self._shapes, self._own_fragments())
 
-    def import_state(self, state: OptimizerState) -> None:
-        """Continue from a state that any engine exported."""
-        _check_names(self._parameters, state)
-        self._make_empty_moments(state.step)
-        write = self._fragments
-        for name, parameter in self._parameters.items():
-            write.safe_set_full_fp32_param(parameter, self._to_device(state.master[name]))
-            for moment in MOMENTS:
-                write.safe_set_full_optimizer_state(parameter, self._to_device(getattr(state, moment)[name]), moment)
-        self._round_master_into_weights(state)
+    def import_state(self, source: StateSource) -> None:
+        """Continue from the state of any engine; reads what this process needs of it. All processes must call."""
+        check_shapes(self._shapes, source)
+        self._make_empty_moments(source.step)
+        fill(self._own_fragments(), source)
+        self._round_master_into_weights()
 
-    def _to_device(self, array: npt.NDArray[np.float32]) -> torch.Tensor:
-        return torch.from_numpy(array).to(self._processes.device)
+    def _own_fragments(self) -> list[LiveFragment]:
+        if self._stage == 3:
+            return sliced_fragments(self._parameters, self._engine.optimizer)
+        return partitioned_fragments(self._parameters)
 
     @property
     def _inner(self) -> torch.optim.Optimizer:
@@ -199,14 +194,17 @@ class DeepSpeedEngine:
             zero._hp_optimizer_states_linked = False
             zero._lazy_init_hp_params_optimizer_state()
 
-    def _round_master_into_weights(self, state: OptimizerState) -> None:
-        if self._stage < 3:
-            for name, parameter in self._parameters.items():
-                parameter.data.copy_(self._to_device(state.master[name]))
-            return
+    def _round_master_into_weights(self) -> None:
         zero = self._engine.optimizer
+        if self._stage < 3:
+            zero.update_lp_params()  # each process rounds its own partition, then all gather the rest
+            return
         for weights, master in zip(zero.fp16_partitioned_groups_flat, zero.fp32_partitioned_groups_flat, strict=True):
             weights.data.copy_(master.data)
+        if zero.persistent_parameters:
+            # Small parameters are kept whole on every process; their other slices have changed, too.
+            zero.persistent_parameters[0].partition(zero.persistent_parameters)
+            zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
 class TorchEngine:
@@ -219,6 +217,7 @@ class TorchEngine:
         self._master = {name: p.detach().float().clone() for name, p in self._parameters.items()}
         for parameter in self._parameters.values():
             parameter.data = parameter.data.to(torch_dtype(config))
+        self._shapes = trained_shapes(self._parameters)
         self._optimizer = _adamw(self._master.values(), config.optimizer)
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,25 +249,33 @@ class TorchEngine:
         """Sum over all processes; the same on each of them."""
         return _sum(values, self._processes)
 
-    def export_state(self) -> OptimizerState | None:
-        """The whole state, on the first process."""
-        if self._processes.rank:
-            return None
-        states = {name: self._optimizer.state[master] for name, master in self._master.items()}
-        moments = {m: {name: _to_numpy(state[m]) for name, state in states.items()} for m in MOMENTS}
-        step = int(next(iter(states.values()))["step"])
-        return OptimizerState(step, {name: _to_numpy(master) for name, master in self._master.items()}, **moments)
+    def export_state(self) -> LocalState:
+        """This process's share of the state, as views of the live tensors; no process waits for another."""
+        steps = [self._moments_of(master)["step"] for master in self._master.values()]
+        share = even_share(self._shapes, rank=self._processes.rank, world_size=self._processes.world_size)
+        fragments = [self._fragment(name, start, stop) for name, start, stop in share]
+        return LocalState(int(steps[0]), self._shapes, fragments)
 
-    def import_state(self, state: OptimizerState) -> None:
-        """Continue from a state that any engine exported."""
-        _check_names(self._parameters, state)
-        for name, master in self._master.items():
-            master.copy_(torch.tensor(state.master[name]))
-            self._optimizer.state[master] = {
-                "step": torch.tensor(float(state.step), dtype=torch.float32, device=master.device),
-                **{moment: torch.tensor(getattr(state, moment)[name], device=master.device) for moment in MOMENTS},
-            }
+    def import_state(self, source: StateSource) -> None:
+        """Continue from the state of any engine; every process reads all of it."""
+        check_shapes(self._shapes, source)
+        for master in self._master.values():
+            self._moments_of(master)["step"].fill_(source.step)
+        fill([self._fragment(name, 0, master.numel()) for name, master in self._master.items()], source)
         self._round_master_into_weights()
+
+    def _fragment(self, name: str, start: int, stop: int) -> LiveFragment:
+        master = self._master[name]
+        whole = {MASTER: master, **{moment: self._moments_of(master)[moment] for moment in MOMENTS}}
+        return LiveFragment(name, start, {kind: tensor.view(-1)[start:stop] for kind, tensor in whole.items()})
+
+    def _moments_of(self, master: torch.Tensor) -> dict[str, torch.Tensor]:
+        """AdamW's state of a parameter; made here, as its first step would, where there was none."""
+        state = self._optimizer.state[master]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            state |= {moment: torch.zeros_like(master) for moment in MOMENTS}
+        return state
 
     def _round_master_into_weights(self) -> None:
         with torch.no_grad():
@@ -324,17 +331,3 @@ def _sum(values: torch.Tensor, processes: Processes) -> torch.Tensor:
     if processes.world_size > 1:
         distributed.all_reduce(values)
     return values
-
-
-def _to_numpy(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
-    # A copy: what is saved must not change while the run goes on.
-    return tensor.detach().to("cpu", torch.float32, copy=True).numpy()
-
-
-def _check_names(parameters: Mapping[str, Any], state: OptimizerState) -> None:
-    strange = sorted(set(parameters) ^ set(state.master))
-    if strange:
-        raise CheckpointError(
-            f"expected the {len(parameters)} parameters of this model in the checkpoint, found others: {strange[:3]}; "
-            "it belongs to another model"
-        )

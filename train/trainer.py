@@ -7,7 +7,6 @@ again finds nothing to do.
 
 from __future__ import annotations
 
-import json
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,15 +16,9 @@ from torch import nn
 
 from shards.errors import AnyGPTError
 from shards.writer import commit_bytes
-from train.checkpoint import (
-    RunState,
-    check_same_run,
-    newest_checkpoint,
-    publish_folder,
-    read_optimizer_state,
-    read_run_state,
-    save_checkpoint,
-)
+from train.checkpoint import newest_checkpoint, publish_folder, read_master, read_run_state
+from train.checkpoint_run import Saver, checkpoint_to_continue, differences, take_up
+from train.checkpoint_signals import StopRequest
 from train.collate import HostBatch, micro_batches
 from train.config import TrainConfig
 from train.engine import Engine, Processes, make_engine, start_processes
@@ -39,7 +32,11 @@ from train.stream import RowStream
 
 @dataclass(frozen=True, slots=True)
 class Trainer:
-    """A run that is ready for ``first_step``."""
+    """A run that is ready for ``first_step``.
+
+    Attributes:
+        differs: what differs from the run that is continued, and is allowed to.
+    """
 
     plan: Plan
     processes: Processes
@@ -49,10 +46,12 @@ class Trainer:
     gauges: Gauges
     micro_rows: int
     first_step: int
+    stop: StopRequest
+    differs: list[str]
 
 
 def train(plan: Plan, *, limit: int | None = None) -> int:
-    """Train to the last step, or to step ``limit``; continue from the newest checkpoint of the run.
+    """Train to the last step, to step ``limit``, or until a signal; continue from the newest checkpoint of the run.
 
     Returns:
         The last step that is done.
@@ -63,6 +62,8 @@ def train(plan: Plan, *, limit: int | None = None) -> int:
     with ExitStack() as stack:
         log = stack.enter_context(_open_log(trainer))
         stream = stack.enter_context(_open_stream(trainer))
+        saver = stack.enter_context(Saver(plan, trainer.engine, trainer.processes, trainer.gauges.to_json))
+        stack.enter_context(trainer.stop)
         for step in range(trainer.first_step, stop + 1):
             lr, waited = rate(config, step), stream.wait_s
             norm = train_step(trainer, stream.next(), lr)
@@ -71,10 +72,17 @@ def train(plan: Plan, *, limit: int | None = None) -> int:
             _check_finite(norm, step, config)
             if step % config.log.every == 0 or step == config.steps:
                 log.write(trainer.gauges.read(step, lr=lr, grad_norm=norm))
-            if step % config.checkpoint.every == 0 or step == stop:
+            is_asked = trainer.stop.is_agreed()
+            if step % config.checkpoint.every == 0 or step == stop or is_asked:
                 log.sync()
-                _save(trainer, step)
-                log.event("checkpoint", step=step)
+                saver.save(step)
+            saver.log(log.event)
+            if is_asked:
+                log.event("stopping", step=step, reason=trainer.stop.name)
+                stop = step
+                break
+        saver.wait()
+        saver.log(log.event)
         if stop == config.steps:
             _export(trainer)
             log.event("exported", folder=str(plan.final))
@@ -88,27 +96,33 @@ def start(plan: Plan) -> Trainer:
         FingerprintMismatch: if the checkpoint belongs to a run on other data, or of another model.
     """
     config = plan.config
-    checkpoint = newest_checkpoint(plan.checkpoints)
-    run = read_run_state(checkpoint) if checkpoint else RunState(0, plan.fingerprints_at(0))
-    check_same_run(plan.checkpoints, run.fingerprints, plan.fingerprints_at(run.step))
     processes = start_processes(config)
+    checkpoint = checkpoint_to_continue(plan, processes)
+    run = read_run_state(checkpoint) if checkpoint else None
     micro_rows = micro_batch_rows(config, processes.world_size)
     objective = open_objective(plan)
     network = objective.build()
     engine = make_engine(network, config, processes, micro_batch_rows=micro_rows)
     if checkpoint:
-        engine.import_state(read_optimizer_state(checkpoint))
-    first = processes.rank == 0
+        take_up(checkpoint, engine, processes)
+    first, before = processes.rank == 0, run.log if run else {}
     gauges = Gauges(
-        plan, objective.loss_groups, device=processes.device, first_process=first, total=engine.sum, before=run.log
+        plan, objective.loss_groups, device=processes.device, first_process=first, total=engine.sum, before=before
     )
-    return Trainer(plan, processes, objective, network, engine, gauges, micro_rows, run.step + 1)
+    stop = StopRequest(listen=config.checkpoint.on_signal == "save")
+    first_step = run.step + 1 if run else 1
+    return Trainer(
+        plan, processes, objective, network, engine, gauges, micro_rows, first_step, stop, differences(plan, checkpoint)
+    )
 
 
 def train_step(trainer: Trainer, batch: HostBatch, lr: float) -> float:
     """One update from this process's rows; the gradient norm."""
     engine, device, masking = trainer.engine, trainer.processes.device, trainer.objective.masking
-    targets = engine.sum(torch.tensor(float(batch.num_targets), device=device)).clamp(min=1)
+    # Whether anyone was asked to stop travels with the number of targets: one exchange, and all stop after this step.
+    sums = engine.sum(torch.tensor([batch.num_targets, trainer.stop.heard], dtype=torch.float32, device=device))
+    trainer.stop.tell(sums[1])
+    targets = sums[0].clamp(min=1)
     passes = len(batch.token_ids) // trainer.micro_rows
     for number, micro in enumerate(micro_batches(batch, trainer.micro_rows, device, masking=masking), start=1):
         loss, losses = engine.forward(micro)
@@ -140,6 +154,8 @@ def _open_log(trainer: Trainer) -> RunLog:
     if not silent:
         commit_bytes(config.output / "config.json", config_json(config).encode())
     log.event("start", step=trainer.first_step, processes=trainer.processes.world_size, threads=torch.get_num_threads())
+    if trainer.differs:
+        log.event("resumed_with_other", names=trainer.differs)
     return log
 
 
@@ -165,14 +181,9 @@ def _check_finite(norm: float, step: int, config: TrainConfig) -> None:
         )
 
 
-def _save(trainer: Trainer, step: int) -> None:
-    config, figures, state = trainer.plan.config, trainer.gauges.to_json(), trainer.engine.export_state()
-    if state is not None:
-        run = RunState(step, trainer.plan.fingerprints_at(step), figures, json.loads(config_json(config)))
-        save_checkpoint(trainer.plan.checkpoints, state, run, keep=config.checkpoint.keep)
-
-
 def _export(trainer: Trainer) -> None:
-    state, plan = trainer.engine.export_state(), trainer.plan
-    if state is not None:
-        publish_folder(plan.final, lambda folder: trainer.objective.export(trainer.network, state.master, folder))
+    plan = trainer.plan
+    checkpoint = newest_checkpoint(plan.checkpoints)
+    if trainer.processes.rank == 0 and checkpoint is not None:
+        weights = read_master(checkpoint)
+        publish_folder(plan.final, lambda folder: trainer.objective.export(trainer.network, weights, folder))

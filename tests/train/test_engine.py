@@ -13,6 +13,7 @@ from train.checkpoint import OptimizerState
 from train.collate import HostBatch, micro_batches
 from train.config import TrainConfig
 from train.engine import DeepSpeedEngine, Engine, make_engine, start_processes
+from train.engine_state import whole_state
 from train.plan import make_plan
 from train.stream import RowStream
 
@@ -34,9 +35,7 @@ def run(
     with RowStream(plan.mixture, plan.datasets, batch_rows=4, attention="document", first_step=first) as stream:
         for _ in range(first, last + 1):
             curve.append(update(engine, stream.next(), micro_rows))
-    exported = engine.export_state()
-    assert exported is not None
-    return curve, exported, engine
+    return curve, whole_state(engine.export_state()), engine
 
 
 def update(engine: Engine, batch: HostBatch, micro_rows: int) -> tuple[float, float]:
