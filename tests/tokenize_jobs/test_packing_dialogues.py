@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from configs.load import load_config
@@ -186,6 +187,23 @@ def test_another_chat_form_is_another_dataset(config: Path, packed: Path, tmp_pa
     assert one.fingerprint != other.fingerprint
     with pytest.raises(ConfigError, match="MMGPT"):
         load_language(load_config(config, PackingConfig, ["dialogue_preset=ChatGPT"]))
+
+
+def test_no_validation_dialogue_is_trained_on(config: Path, tmp_path: Path):
+    """The released first stage leaves its validation rows in the training set (anygpt-compat U-10)."""
+    settings = ["--set", f"output={tmp_path}", "--set", "validation_share=0.3"]
+    assert cli.pack([str(config), *settings]) == 0
+    parts = [
+        {sample for path in sorted((tmp_path / name).glob("*.samples.parquet")) for sample in _samples_in(path)}
+        for name in ("anyinstruct", "anyinstruct-validation")
+    ]
+    assert len(parts[0] | parts[1]) == 43
+    assert not parts[0] & parts[1]
+    assert min(map(len, parts)) > 0
+
+
+def _samples_in(sidecar: Path) -> list[str]:
+    return pq.read_table(sidecar, columns=["sample_id"]).column("sample_id").to_pylist()
 
 
 @pytest.mark.parametrize("name", ["anygpt-7b-sft", "anygpt-chat-sft"])
