@@ -29,6 +29,9 @@ class DeviceRates(Config):
     tflops: dict[Precision, float]
     """Dense peak by what products are computed in."""
     source: str
+    bf16_tflops: float | None = None
+    memory_gib: float | None = None
+    """These two are for plans of training (:mod:`train.devices`)."""
 
 
 class CodecRates(Config):
