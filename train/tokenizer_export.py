@@ -28,7 +28,7 @@ from shards.vocabulary import Vocabulary
 from train.plan import Plan
 
 _COPIED = ("tokenizer.model", "special_tokens_map.json", "chat_template.jinja")
-_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False}
 _SPACE = "▁"
 
 
@@ -70,7 +70,9 @@ def export_tokenizer(source: Path, vocabulary: Vocabulary, folder: Path) -> None
     if str(config.get("tokenizer_class", "Llama")).startswith("Llama"):
         _spell_out_llama(state, config)
     special, tokens = _special_tokens(state, vocabulary), added_tokens(vocabulary)
-    entries = [*special.values(), *(_entry(token, token_id, special=False) for token, token_id in tokens.items())]
+    # As published; but a normalizer that puts spaces in front of texts would put one in front of the token's string, too.
+    flags = {**_FLAGS, "normalized": state.get("normalizer") is None, "special": False}
+    entries = [*special.values(), *({"id": token_id, "content": token, **flags} for token, token_id in tokens.items())]
     state["added_tokens"] = entries
     state["post_processor"] = _begin_with(special[vocabulary.bos_id])
     config = {
@@ -130,12 +132,9 @@ def _special_tokens(state: dict[str, Any], vocabulary: Vocabulary) -> dict[int, 
     pieces = {token_id: piece for piece, token_id in state["model"]["vocab"].items()}
     for token_id in (vocabulary.pad_id, vocabulary.bos_id, vocabulary.eos_id):
         if token_id not in found:
-            found[token_id] = _entry(pieces[token_id], token_id, special=True)
+            flags = {**_FLAGS, "normalized": False, "special": True}
+            found[token_id] = {"id": token_id, "content": pieces[token_id], **flags}
     return dict(sorted(found.items()))
-
-
-def _entry(token: str, token_id: int, *, special: bool) -> dict[str, Any]:
-    return {"id": token_id, "content": token, **_FLAGS, "special": special}
 
 
 def _begin_with(bos: dict[str, Any]) -> dict[str, Any]:
