@@ -26,7 +26,9 @@ class MixtureConfig(Config):
 
 
 class ModelConfig(Config):
-    """Shape of a LLaMA backbone that is made anew; a run that starts from a folder takes the folder's shape."""
+    """Shape of a LLaMA backbone that is made anew. A run that starts from a folder takes the folder's shape; sizes given
+    here are then what is expected there, and what is planned with before the folder is.
+    """
 
     hidden_size: PositiveInt = 256
     num_layers: PositiveInt = 4
@@ -213,6 +215,16 @@ class ResumeConfig(Config):
         return self
 
 
+Check = Literal["files", "fingerprints", "disk", "memory", "processes", "clock"]
+
+
+class PreflightConfig(Config):
+    """What is looked at before the first step (:mod:`train.preflight`)."""
+
+    skip: tuple[Check, ...] = ()
+    """Checks that are left out."""
+
+
 class LogConfig(Config):
     """How often figures are written."""
 
@@ -246,6 +258,12 @@ class TrainConfig(Config):
     verify: Literal["lazy", "open", "off"] = "lazy"
     """When checksums of shards are checked: on first touch, all at the start, never."""
 
+    sequence_length: PositiveInt | None = None
+    """Ids of a row, for a plan made before there is data, and checked against the data; None: that of the data."""
+
+    vocabulary: Path | None = None
+    """A file in ``configs/vocabulary/``, for a plan made before there is data; data brings its own."""
+
     cache_dir: Path | None = None
     """Where shards of remote datasets are kept, on a local disk; None: ``anygpt/shards`` in the user's cache folder."""
 
@@ -274,6 +292,7 @@ class TrainConfig(Config):
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     resume: ResumeConfig = ResumeConfig()
+    preflight: PreflightConfig = PreflightConfig()
     log: LogConfig = LogConfig()
 
     @model_validator(mode="after")
