@@ -43,6 +43,8 @@ class VocabularyLayout(Config):
     """Ids of the text; None takes the size of the text tokenizer."""
     markers: tuple[str, ...]
     media: tuple[MediumLayout, ...]
+    later_markers: tuple[str, ...] = ()
+    """Markers that a later stage of training adds: behind the media, so that every id before them stays what it was."""
     dtype: Literal["uint16", "uint32"] | None = None
     """Refuse a vocabulary that needs a wider type than this at rest; None takes what is needed."""
 
@@ -63,7 +65,7 @@ def load_vocabulary(
 def build_vocabulary(
     layout: VocabularyLayout, *, text_tokenizer: TextTokenizer | None = None, where: str = "layout"
 ) -> Vocabulary:
-    """Number a layout: text, markers, then each medium in order."""
+    """Number a layout: text, markers, each medium in order, then later markers."""
     _check_strings(layout, where)
     media = [medium.model_dump() for medium in layout.media]
     if text_tokenizer is None:
@@ -72,7 +74,7 @@ def build_vocabulary(
                 f"{where}: key 'text_size': absent, so a text tokenizer must be given; run anygpt-text first"
             )
         vocabulary = lay_out(layout.name, text_size=layout.text_size, markers=layout.markers, media=media)
-        return _checked_dtype(vocabulary, layout, where)
+        return _checked_dtype(_with_later_markers(vocabulary, layout), layout, where)
     if layout.text_size not in (None, text_tokenizer.size):
         raise ConfigError(
             f"{where}: key 'text_size': expected {text_tokenizer.size}, the size of the text tokenizer, found "
@@ -88,7 +90,7 @@ def build_vocabulary(
         eos_id=text_tokenizer.eos_id,
         pad_id=text_tokenizer.pad_id,
     )
-    return _checked_dtype(vocabulary, layout, where)
+    return _checked_dtype(_with_later_markers(vocabulary, layout), layout, where)
 
 
 def vocabulary_from_checkpoint(
@@ -127,12 +129,12 @@ def vocabulary_from_checkpoint(
 
 
 def _own_strings(layout: VocabularyLayout) -> set[str]:
-    return {*layout.markers, *(f"<{medium.prefix}0>" for medium in layout.media)}
+    return {*layout.markers, *layout.later_markers, *(f"<{medium.prefix}0>" for medium in layout.media)}
 
 
 def _check_strings(layout: VocabularyLayout, where: str) -> None:
     """Every string stands for one id; two that are equal would make the text form ambiguous."""
-    strings = list(layout.markers)
+    strings = [*layout.markers, *layout.later_markers]
     for medium in layout.media:
         strings += [medium.start, medium.end, f"<{medium.prefix}0>"]
     twice = sorted({text for text in strings if strings.count(text) > 1 or not text})
@@ -142,6 +144,11 @@ def _check_strings(layout: VocabularyLayout, where: str) -> None:
         raise ConfigError(
             f"{where}: expected every marker, prefix and medium once, found {twice[0]!r} again; rename it"
         )
+
+
+def _with_later_markers(vocabulary: Vocabulary, layout: VocabularyLayout) -> Vocabulary:
+    later = {marker: vocabulary.size + number for number, marker in enumerate(layout.later_markers)}
+    return replace(vocabulary, markers={**vocabulary.markers, **later})
 
 
 def _checked_dtype(vocabulary: Vocabulary, layout: VocabularyLayout, where: str) -> Vocabulary:

@@ -112,3 +112,28 @@ def test_a_dialogue_by_the_same_rules(llama: TextTokenizer, stage1: Vocabulary, 
     assert document.token_ids.tolist() == [token_id for ids, _ in expected for token_id in ids]
     kept = [document.token_ids[begin:end].tolist() for begin, end in document.loss_spans]
     assert kept == [ids for ids, trained in expected if trained]
+
+
+def test_the_second_stage_adds_two_ids_and_moves_none(repository: Path, llama: TextTokenizer, stage1: Vocabulary):
+    """anygpt-compat 1.2: ``<-Res->`` before ``<-Ins->``, 49,420 in all."""
+    stage2 = load_vocabulary(repository / "configs/vocabulary/anygpt-stage2.toml", text_tokenizer=llama)
+    assert stage2.markers == {**stage1.markers, "<-Res->": 49418, "<-Ins->": 49419}
+    assert (stage2.size, stage2.blocks, stage2.dtype) == (49420, stage1.blocks, "uint16")
+
+
+def test_a_spoken_question_is_answered_with_the_marks_of_the_second_stage(
+    repository: Path, llama: TextTokenizer, templates: Templates
+):
+    """``<-Ins-> {transcript}\\n <-Res-> {reply}``, spaces as in every text behind an added token."""
+    stage2 = load_vocabulary(repository / "configs/vocabulary/anygpt-stage2.toml", text_tokenizer=llama)
+    voice = medium("user", Modality.SPEECH, [40889], 40198)
+    told = [Segment("transcript", Modality.TEXT, "she is"), Segment("assistant", Modality.TEXT, "a home.")]
+    sample = TokenizedSample("d/0", "anyinstruct", "train", (voice, *told), Provenance("f"))
+    document = render_document(sample, templates, stage2, llama, draw=0, seed=0)
+    ((begin, end),) = document.loss_spans
+    # A line break and a space between "is" and the mark: 13 and a space of its own, whichever rule adds spaces.
+    expected = [29871, 49419, 1183, 338, 13, 29871, 49418, 263, 3271, 29889, 32003, 2]
+    if llama.dummy_space == "always":
+        # Every text behind a token gets one more: "she" and "a" are words behind two spaces.
+        expected = [29871, 49419, 29871, 1183, 338, 13, 29871, 49418, 29871, 263, 3271, 29889, 32003, 2]
+    assert document.token_ids[begin:end].tolist() == expected
