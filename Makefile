@@ -67,12 +67,12 @@ mix: setup ## what a mixture comes to: shares, epochs, first repeats: CONFIG=con
 	@$(BIN)/anygpt-mix $(CONFIG) --plan $(ARGS)
 
 .PHONY: verify
-verify: setup ## prove that a dataset is whole: DATASET=folder
+verify: setup ## prove that a dataset is whole, on all cores: DATASET=folder; ARGS=--json
 	@$(call need,DATASET,the folder of a dataset)
 	@$(BIN)/anygpt-verify $(DATASET) $(ARGS)
 
 .PHONY: inspect
-inspect: setup ## look into a dataset, as one HTML page: DATASET=folder
+inspect: setup ## look into a dataset, as HTML: DATASET=folder; ARGS="--sample ID", ARGS="--pages all"
 	@$(call need,DATASET,the folder of a dataset)
 	@$(BIN)/anygpt-inspect $(DATASET) $(ARGS)
 

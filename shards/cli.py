@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 
 from shards.errors import AnyGPTError, ConfigError
 from shards.manifest import read_manifest
@@ -74,7 +73,9 @@ def _progress_bar(name: str, num_bytes: int) -> Generator[Progress]:
         yield lambda done: None
         return
     # Imported here: reading shards needs no progress bar.
-    bar = import_module("tqdm").tqdm(total=num_bytes, unit="B", unit_scale=True, desc=name, leave=False)
+    from tqdm import tqdm
+
+    bar = tqdm(total=num_bytes, unit="B", unit_scale=True, desc=name, leave=False)
     with bar:
         yield bar.update
 

@@ -148,7 +148,7 @@ class MixedRows:
     def _checked(self, number: int, row: int) -> TokenIds:
         shard = self.shard(number)
         found = shard.ids(row)
-        if not shard.num_unchecked:
+        if not shard.unchecked.count:
             self._ids[number] = shard.token_ids
         return found
 

@@ -29,6 +29,28 @@ _UNREADABLE = (
 
 
 @dataclass(slots=True, eq=False)
+class Unchecked:
+    """Which blocks of a file's ids this process has not compared with their checksums; shared by all who opened it.
+
+    Attributes:
+        blocks: (blocks,).
+        count: how many of them are.
+    """
+
+    blocks: npt.NDArray[np.bool_]
+    count: int
+
+    def done(self, block: int) -> None:
+        """A block was compared and is whole."""
+        self.blocks[block] = False
+        self.count -= 1
+
+
+_KNOWN: dict[tuple[str, int, int, int, int], Unchecked] = {}
+"""By path, inode, size, time of change and checksum of the rest; a byte a block."""
+
+
+@dataclass(slots=True, eq=False)
 class OpenShard:
     """A mapped shard: every array is a view of the file.
 
@@ -37,8 +59,6 @@ class OpenShard:
         num_tokens: (rows,).
         start_offsets, starts: row r's document starts are ``starts[start_offsets[r]:start_offsets[r + 1]]``.
         span_offsets, spans: likewise its loss spans; ``spans`` is (spans, 2).
-        unchecked: (blocks,) which blocks of ids have not been compared with their checksums.
-        num_unchecked: how many those are.
     """
 
     path: Path
@@ -49,8 +69,7 @@ class OpenShard:
     starts: Int32s
     span_offsets: Int32s
     spans: Int32s
-    unchecked: npt.NDArray[np.bool_]
-    num_unchecked: int
+    unchecked: Unchecked
 
     def ids(self, row: int) -> TokenIds:
         """(sequence_length,) view of a row; its block is checked when it is the first of it.
@@ -58,13 +77,13 @@ class OpenShard:
         Raises:
             ChecksumMismatch: naming the rows of the block.
         """
-        if self.num_unchecked:
+        if self.unchecked.count:
             self.check(row // self.header.block_rows)
         return self.token_ids[row]
 
     def check(self, block: int) -> None:
         """Compare a block of ids with its checksum, unless that was done; errors of :meth:`ids`."""
-        if not self.unchecked[block]:
+        if not self.unchecked.blocks[block]:
             return
         if not self.is_whole(block):
             rows = self.rows_of(block)
@@ -72,18 +91,16 @@ class OpenShard:
                 f"{self.path}: damaged rows {rows.start}..{rows.stop - 1} (block {block}): expected CRC-32 "
                 f"{int(self.header.block_crc32[block]):08x}, found another; {_REMEDY}"
             )
-        self.unchecked[block] = False
-        self.num_unchecked -= 1
+        self.unchecked.done(block)
 
     def check_all(self) -> None:
         """Check every block that was not yet; errors of :meth:`ids`."""
-        for block in np.flatnonzero(self.unchecked).tolist():
+        for block in np.flatnonzero(self.unchecked.blocks).tolist():
             self.check(block)
 
     def trust(self) -> None:
         """Check no block any more: the whole file has been compared with its checksum, or nobody wants it to be."""
-        self.unchecked[:] = False
-        self.num_unchecked = 0
+        self.unchecked = Unchecked(np.zeros(len(self.unchecked.blocks), np.bool_), 0)
 
     def is_whole(self, block: int) -> bool:
         """Whether the ids of a block are those that were written."""
@@ -108,14 +125,21 @@ def open_shard(path: Path, *, rest_crc32: int | None = None) -> OpenShard:
     """Map one shard.
 
     Args:
-        rest_crc32: what :func:`shards.packed.rest_checksum` must be; None compares nothing.
+        rest_crc32: what :func:`shards.packed.rest_checksum` must be; None compares nothing. A process compares a file's rest,
+            and each of its blocks, once, however often it is opened.
 
     Raises:
         ChecksumMismatch: if what is not ids is damaged.
         DatasetError: if it is no packed shard, cut, or of an unknown format version.
     """
     try:
-        return _map(path, rest_crc32)
+        if rest_crc32 is None:
+            return _map(path, None)
+        found = path.stat()
+        key = (str(path), found.st_ino, found.st_size, found.st_mtime_ns, rest_crc32)
+        shard = _map(path, None if key in _KNOWN else rest_crc32)
+        shard.unchecked = _KNOWN.setdefault(key, shard.unchecked)
+        return shard
     except _UNREADABLE as error:
         kind = DatasetError if rest_crc32 is None else ChecksumMismatch
         raise kind(f"{path}: expected a packed shard, found {error}; {_REMEDY}") from error
@@ -155,8 +179,7 @@ def _map(path: Path, rest_crc32: int | None) -> OpenShard:
         buffer_view(starts.values),
         buffer_view(spans.offsets),
         buffer_view(spans.values.values).reshape(-1, 2),
-        np.ones(blocks, np.bool_),
-        blocks,
+        Unchecked(np.ones(blocks, np.bool_), blocks),
     )
 
 

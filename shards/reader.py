@@ -251,7 +251,7 @@ def check_sha256(path: Path, sha256: str, mtime_ns: int) -> None:
 
 def damaged_rows(shard: OpenShard) -> list[range]:
     """Blocks of rows whose ids are not those that were written."""
-    return [shard.rows_of(block) for block in range(len(shard.unchecked)) if not shard.is_whole(block)]
+    return [shard.rows_of(block) for block in range(len(shard.unchecked.blocks)) if not shard.is_whole(block)]
 
 
 def _where_damaged(path: Path) -> str:

@@ -35,7 +35,7 @@ from shards.worker_pool import WorkerDied, map_in_processes, usable_cores
 BYTES_PER_WORKER = 64 << 20
 """A process that has less to look at takes longer to start than to look."""
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Is told the bytes of every shard that was looked at."""
 
 

@@ -64,7 +64,7 @@ def map_in_processes(
     tasks: Sequence[Task],
     *,
     workers: int,
-    on_done: Callable[[int], None] = lambda number: None,
+    on_done: Callable[[int], object] = lambda number: None,
 ) -> Iterator[Result | WorkerDied]:
     """The results in the order of the tasks, each as soon as those before it are there.
 
@@ -84,7 +84,7 @@ def map_in_processes(
 
 
 class _Pool(Generic[Task, Result]):
-    def __init__(self, look: Callable[[Task], Result], tasks: Sequence[Task], on_done: Callable[[int], None]) -> None:
+    def __init__(self, look: Callable[[Task], Result], tasks: Sequence[Task], on_done: Callable[[int], object]) -> None:
         self._look, self._tasks, self._on_done = look, tasks, on_done
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker[Task]] = []
