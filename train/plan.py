@@ -22,31 +22,10 @@ from shards.vocabulary import MediaBlock, Vocabulary
 from shards.windows import Windows
 from train.config import MixtureConfig, SoundStormConfig, TrainConfig
 from train.mix_config import PhasedMixtureConfig, make_schedule
+from train.shape import Shape, check_expected_shape, shape_of_folder, shape_of_model
 
 FINAL_FOLDER = "final"
 VOCABULARY_NAME = "vocabulary.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """A LLaMA's sizes."""
-
-    vocabulary_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    tied: bool
-
-    @property
-    def num_parameters(self) -> int:
-        """Embeddings included."""
-        head_dim = self.hidden_size // self.num_heads
-        attention = 2 * self.hidden_size**2 + 2 * self.hidden_size * head_dim * self.num_key_value_heads
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = (1 if self.tied else 2) * self.vocabulary_size * self.hidden_size
-        return embeddings + self.num_layers * layer + self.hidden_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +90,7 @@ def make_plan(config: TrainConfig, *, where: str) -> Plan:
     except ConfigError as error:
         raise ConfigError(f"{config.mixture}: {error}") from error
     vocabulary = same_vocabulary(datasets)
-    sequence_length = _same_length(datasets)
+    sequence_length = _same_length(datasets, config, where)
     shape = _shape(config, vocabulary) if config.objective == "language_model" else _speech_shape(config, vocabulary)
     micro_rows = config.engine.micro_batch_rows
     if micro_rows and config.batch_rows % micro_rows:
@@ -136,19 +115,33 @@ def legal_process_counts(batch_rows: int, micro_batch_rows: int | None) -> list[
     return [count for count in range(1, micro_batches + 1) if micro_batches % count == 0]
 
 
+def check_process_count(config: TrainConfig, processes: int) -> None:
+    """Refuse a number of processes that a global batch does not divide over.
+
+    Raises:
+        ConfigError: listing the numbers that work, and the nearest batch that this number divides.
+    """
+    rows, micro_rows = config.batch_rows, config.engine.micro_batch_rows
+    legal = legal_process_counts(rows, micro_rows)
+    if processes in legal:
+        return
+    each = processes * (micro_rows or 1)
+    batch = max(1, round(rows / each)) * each
+    raise ConfigError(
+        f"{config.name}: a batch of {rows:,} rows in forward passes of {micro_rows or 'any number of'} rows does not divide "
+        f"over {processes:,} processes, which would get {rows / processes:g} rows each; these numbers work: "
+        f"{', '.join(map(str, legal))}; or set batch_rows = {batch} and steps = {round(config.steps * rows / batch)}, which "
+        "are as many tokens"
+    )
+
+
 def micro_batch_rows(config: TrainConfig, world_size: int) -> int:
     """Rows of one forward pass on one process.
 
     Raises:
         ConfigError: if the global batch does not divide; lists the numbers of processes that do.
     """
-    legal = legal_process_counts(config.batch_rows, config.engine.micro_batch_rows)
-    if world_size not in legal:
-        raise ConfigError(
-            f"{config.name}: a batch of {config.batch_rows} rows in forward passes of "
-            f"{config.engine.micro_batch_rows or 'any number of'} rows does not divide over {world_size} processes; "
-            f"these numbers work: {', '.join(map(str, legal))}"
-        )
+    check_process_count(config, world_size)
     return config.engine.micro_batch_rows or config.batch_rows // world_size
 
 
@@ -205,30 +198,25 @@ def _windows(config: TrainConfig, datasets: dict[str, PackedDataset]) -> dict[st
     }
 
 
-def _same_length(datasets: dict[str, PackedDataset]) -> int:
+def _same_length(datasets: dict[str, PackedDataset], config: TrainConfig, where: str) -> int:
     lengths = {name: dataset.sequence_length for name, dataset in datasets.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError(f"mixture: expected rows of one length, found {lengths}; pack them again with one length")
-    return next(iter(lengths.values()))
+    found = next(iter(lengths.values()))
+    if config.sequence_length not in (None, found):
+        raise ConfigError(
+            f"{where}: key 'sequence_length': expected {config.sequence_length:,}, found {found:,} in {config.data}; "
+            "pack the data with this length, or correct or remove the key"
+        )
+    return found
 
 
 def _shape(config: TrainConfig, vocabulary: Vocabulary) -> Shape:
-    model = config.model
     if config.init.folder is None:
-        heads = model.num_key_value_heads or model.num_heads
-        sizes = (model.hidden_size, model.num_layers, model.num_heads, heads, model.intermediate_size)
-        return Shape(vocabulary.size, *sizes, model.tie_embeddings)
+        return shape_of_model(config.model, vocabulary.size)
     folder = _read_folder(config.init.folder, vocabulary)
-    heads = folder["num_attention_heads"]
-    return Shape(
-        max(vocabulary.size, folder["vocab_size"]),
-        folder["hidden_size"],
-        folder["num_hidden_layers"],
-        heads,
-        folder.get("num_key_value_heads") or heads,
-        folder["intermediate_size"],
-        bool(folder.get("tie_word_embeddings", False)),
-    )
+    check_expected_shape(config.model, folder, config.init.folder / "config.json")
+    return shape_of_folder(folder, vocabulary.size)
 
 
 def _speech_shape(config: TrainConfig, vocabulary: Vocabulary) -> SoundStormConfig:

@@ -67,6 +67,8 @@ def make_config(data: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
             "checkpoint": {"every": 3},
             "log": {"every": 1, "tensorboard": False},
         }
+        if changes.get("init") and "model" not in changes:
+            del plain["model"]  # the folder's
         return TrainConfig.model_validate(plain | changes)
 
     return make
