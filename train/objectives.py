@@ -50,8 +50,8 @@ class Objective(Protocol):
         """
         ...
 
-    def export(self, network: nn.Module, weights: Tensors, folder: Path) -> None:
-        """Write the finished model.
+    def export(self, weights: Tensors, folder: Path) -> None:
+        """Write the model others load, from its weights alone.
 
         Args:
             weights: by the network's parameter names, in float32.
@@ -77,9 +77,8 @@ class LanguageModel:
         """See :class:`Objective`."""
         return build_backbone(self._plan)
 
-    def export(self, network: nn.Module, weights: Tensors, folder: Path) -> None:
+    def export(self, weights: Tensors, folder: Path) -> None:
         """See :class:`Objective`."""
-        del network
         export_model(weights, self._plan, folder)
 
 
@@ -98,7 +97,6 @@ class SpeechLevels:
         """See :class:`Objective`."""
         return build_soundstorm(self._plan.config, self._plan.speech_block)
 
-    def export(self, network: nn.Module, weights: Tensors, folder: Path) -> None:
+    def export(self, weights: Tensors, folder: Path) -> None:
         """See :class:`Objective`."""
-        del network
         export_soundstorm(self._plan.config.soundstorm, weights, folder)

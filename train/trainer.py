@@ -16,12 +16,13 @@ from torch import nn
 
 from shards.errors import AnyGPTError
 from shards.writer import commit_bytes
-from train.checkpoint import newest_checkpoint, publish_folder, read_master, read_run_state
+from train.checkpoint import read_run_state
 from train.checkpoint_run import Saver, checkpoint_to_continue, differences, take_up
 from train.checkpoint_signals import StopRequest
 from train.collate import HostBatch, micro_batches
 from train.config import TrainConfig
 from train.engine import Engine, Processes, make_engine, start_processes
+from train.export import export_checkpoint
 from train.gauges import Gauges
 from train.metrics import RunLog
 from train.objectives import Objective, open_objective
@@ -182,8 +183,5 @@ def _check_finite(norm: float, step: int, config: TrainConfig) -> None:
 
 
 def _export(trainer: Trainer) -> None:
-    plan = trainer.plan
-    checkpoint = newest_checkpoint(plan.checkpoints)
-    if trainer.processes.rank == 0 and checkpoint is not None:
-        weights = read_master(checkpoint)
-        publish_folder(plan.final, lambda folder: trainer.objective.export(trainer.network, weights, folder))
+    if trainer.processes.rank == 0:
+        export_checkpoint(trainer.plan, folder=trainer.plan.final)
