@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,14 +72,26 @@ def commit_file(temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def commit_table(path: Path, table: pa.Table, *, writer: str = "") -> str:
+def commit_table(path: Path, table: pa.Table, *, encodings: Mapping[str, str] | None = None, writer: str = "") -> str:
     """Write a Parquet + zstd file atomically; the bytes depend on the table and the pyarrow version alone.
+
+    Args:
+        encodings: column -> Parquet's name of an encoding; the others get a dictionary.
 
     Returns:
         sha256 of the file, hex.
     """
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=1 << 16)
+    dictionaries: Any = [name for name in table.column_names if name not in encodings] if encodings else True
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        compression_level=3,
+        row_group_size=1 << 16,
+        use_dictionary=dictionaries,
+        column_encoding=dict(encodings) if encodings else None,
+    )
     return commit_bytes(path, sink.getvalue().to_pybytes(), writer=writer)
 
 

@@ -85,6 +85,8 @@ def test_pyarrow_duckdb_and_polars_read_a_shard_without_this_project(packed_fold
     sidecar = sidecar_path(path)
     counted = _duckdb(f"select count(*), count(distinct sample_id) from read_parquet('{sidecar}')")
     assert counted == (found[1], found[1])
+    ids = pl.read_parquet(sidecar)["sample_id"].to_list()
+    assert ids == pq.read_table(sidecar)["sample_id"].to_pylist()
 
 
 def _duckdb(query: str, **tables: pa.Table) -> tuple[int, ...]:
