@@ -10,7 +10,7 @@ Ids stay as narrow as they are stored until they are on the device.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +38,7 @@ class HostBatch:
         position_ids: (rows, length), or None when documents of a row see each other.
         datasets: (rows,) which dataset of the mixture each row is from.
         is_hidden: (rows, length) ids that the network does not see, with an objective that hides some.
+        positions: (rows,) of the mixture; none where rows come from elsewhere.
     """
 
     token_ids: TokenIds
@@ -45,6 +46,7 @@ class HostBatch:
     position_ids: npt.NDArray[np.int32] | None
     datasets: npt.NDArray[np.int64]
     is_hidden: npt.NDArray[np.bool_] | None = None
+    positions: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def num_targets(self) -> int:
@@ -72,6 +74,7 @@ def allocate(rows: int, length: int, dtype: np.dtype[Any], attention: Attention,
         np.zeros((rows, length), np.int32) if attention == "document" else None,
         np.zeros(rows, np.int64),
         np.zeros((rows, length), np.bool_) if hides else None,
+        np.zeros(rows, np.int64),
     )
 
 
@@ -87,6 +90,7 @@ def fill(
     length = batch.token_ids.shape[1]
     part = slice(start, start + len(batch.token_ids))
     batch.datasets[:] = rows.datasets[part]
+    batch.positions[:] = rows.positions[part]
     mixed.gather(rows, batch.token_ids, start=start)
     if masking is not None and batch.is_hidden is not None:
         for place, position in enumerate(rows.positions[part].tolist()):

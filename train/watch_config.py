@@ -1,0 +1,67 @@
+"""How a run is watched, as tables of its config: figures, validation, guards, profile."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveInt
+
+from configs.load import Config
+
+
+class WandbConfig(Config):
+    """A run of Weights & Biases; its own variables (``WANDB_MODE=offline``, ``WANDB_DIR``) hold."""
+
+    project: str
+    entity: str | None = None
+    name: str | None = None
+    """None: the last part of ``output``."""
+
+
+class LogConfig(Config):
+    """How often figures are written, and where to."""
+
+    every: PositiveInt = 10
+    tensorboard: bool = True
+    wandb: WandbConfig | None = None
+    """Send figures there, too; needs the extra ``wandb``."""
+
+    directions: bool = True
+    """Tell losses apart by direction (text to image, image to text, ...); reads the files beside the shards."""
+
+
+class ValidationConfig(Config):
+    """Losses on rows that are never trained on: those of ``NAME-validation`` beside each dataset of the mixture."""
+
+    every: PositiveInt | None = 1000
+    """Steps; and after the last one. None: never."""
+
+    rows: PositiveInt = 128
+    """Of each dataset, drawn once; all where there are fewer."""
+
+    allow_training: bool = False
+    """Train on such a dataset, if the mixture has one, instead of refusing to."""
+
+
+class GuardsConfig(Config):
+    """When an update is left out (:mod:`train.guards`). One whose loss or gradient is not finite always is."""
+
+    spike_factor: float | None = Field(default=10.0, gt=1)
+    """Loss or gradient norm beyond this many times its running median is a spike, too; None: nothing is."""
+
+    window: PositiveInt = 128
+    """Updates the running medians are over."""
+
+    warm_up: PositiveInt = 32
+    """Updates before anything is called a spike."""
+
+    max_skips: PositiveInt = 5
+    """In a row: then the run stops."""
+
+    dump: bool = True
+    """Write the batch to ``OUTPUT/dumps/step-N``, which ``anygpt-inspect`` opens."""
+
+
+class ProfileConfig(Config):
+    """Steps that torch's profiler looks at; results in ``OUTPUT/profile``."""
+
+    start: PositiveInt
+    steps: PositiveInt = 3
