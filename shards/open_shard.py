@@ -125,8 +125,8 @@ def open_shard(path: Path, *, rest_crc32: int | None = None) -> OpenShard:
     """Map one shard.
 
     Args:
-        rest_crc32: what :func:`shards.packed.rest_checksum` must be; None compares nothing. A process compares a file's rest,
-            and each of its blocks, once, however often it is opened.
+        rest_crc32: what :func:`shards.packed.rest_checksum` must be; None compares nothing. A process compares a file's
+            rest, and each of its blocks, once, however often it is opened.
 
     Raises:
         ChecksumMismatch: if what is not ids is damaged.
