@@ -21,6 +21,7 @@ from shards.reader import PackedDataset, open_packed
 from shards.records import Provenance, Segment, TokenizedSample
 from shards.verify import verify_dataset
 from shards.vocabulary import Modality
+from tests.fixtures.llama_stand_in import write_llama_stand_in
 from tests.tokenize_jobs.test_packing_job import write_samples
 from tokenize_jobs import packing_cli as cli
 from tokenize_jobs.packing_config import Language, PackingConfig, load_language
@@ -204,6 +205,51 @@ def test_no_validation_dialogue_is_trained_on(config: Path, tmp_path: Path):
 
 def _samples_in(sidecar: Path) -> list[str]:
     return pq.read_table(sidecar, columns=["sample_id"]).column("sample_id").to_pylist()
+
+
+MEDIA_TOKENS = [
+    *(f"<\U0001f440{code}>" for code in range(8192)),
+    *("<soim>", "<eoim>"),
+    *(f"<\U0001f5e3\ufe0f{code}>" for code in range(1024)),
+    *("<sosp>", "<eosp>"),
+    *(f"<\U0001f3b6{code}>" for code in range(8192)),
+    *("<somu>", "<eomu>"),
+    *(f"<\U0001f442{code}>" for code in range(4096)),
+    *("<soau>", "<eoau>"),
+]
+NAMES, MARKS, ENDS = ["[Human]", "[MMGPT]", "<eoh>", "<eos>"], ["<-Res->", "<-Ins->"], ["<eom>", "<eot>"]
+
+
+@pytest.mark.parametrize(
+    "added", [[*NAMES, *MEDIA_TOKENS, *MARKS, *ENDS], [*NAMES, *ENDS, *MEDIA_TOKENS, *MARKS]], ids=["A", "B"]
+)
+def test_published_weights_bring_their_own_ids_and_the_marks_of_a_spoken_answer(
+    repository: Path, tmp_path: Path, added: list[str]
+):
+    """Both layouts the published chat model may have (anygpt-compat 1.3), 53,520 ids, packed by the shipped config."""
+    folder = write_llama_stand_in(tmp_path / "chat", legacy=False)
+    numbers = {token: 32000 + place for place, token in enumerate(added)}
+    (folder / "added_tokens.json").write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
+    voice = Segment("user", Modality.SPEECH, codes=np.full((3, 8), 7, np.uint16), duration_s=0.06)
+    spoken = [voice, say("transcript", "she is"), say("assistant", "a home."), show("assistant", Modality.MUSIC, 1, 0)]
+    write_samples(tmp_path / "anyinstruct", [sample("spoken", *spoken)], shard_rows=1)
+    settings = [
+        f"output={tmp_path / 'out'}",
+        f"checkpoint={folder}",
+        f"datasets.anyinstruct.path={tmp_path / 'anyinstruct'}",
+    ]
+    settings += ["workers=0", "validation_share=0.0"]
+    config = str(repository / "configs/packing/anygpt-chat-sft.toml")
+    assert cli.pack([config, *(part for setting in settings for part in ("--set", setting))]) == 0
+    dataset = open_packed(tmp_path / "out" / "anyinstruct")
+    assert dataset.vocabulary.size == 53520
+    ((begin, end),) = dataset.loss_spans(0).tolist()
+    trained = dataset.gather([0])[0][begin:end].tolist()
+    codes = spoken[-1].codes
+    assert codes is not None
+    music = [numbers[f"<\U0001f3b6{code + 2048 * level}>"] for level, code in enumerate(codes[0].tolist())]
+    heard, told = [29871, numbers["<-Ins->"], 1183, 338, 13, 29871], [numbers["<-Res->"], 263, 3271, 29889, 29871]
+    assert trained == [*heard, *told, numbers["<somu>"], *music, numbers["<eomu>"], numbers["<eos>"], 2]
 
 
 @pytest.mark.parametrize("name", ["anygpt-7b-sft", "anygpt-chat-sft"])
