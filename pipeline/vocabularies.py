@@ -17,7 +17,7 @@ from pydantic import Field
 from configs.load import Config, load_config
 from pipeline.text import TextTokenizer, load_text_tokenizer
 from shards.errors import ConfigError, DatasetError
-from shards.tokenizer_files import read_added_tokens
+from shards.tokenizer_files import VOCABULARY_NAME, check_added_tokens, read_added_tokens, read_json
 from shards.vocabulary import Vocabulary, from_added_tokens, lay_out
 
 UINT16_IDS = 1 << 16
@@ -103,9 +103,12 @@ def vocabulary_from_checkpoint(
         num_embeddings: rows of the checkpoint's embedding, if known.
 
     Raises:
-        DatasetError: no added tokens, a medium that is not one contiguous run, or too few embedding rows.
+        DatasetError: no added tokens, a medium that is not one contiguous run, too few embedding rows, or an export of
+            ours whose tokenizer and ``vocabulary.json`` disagree.
     """
     text_tokenizer = load_text_tokenizer(folder)
+    if (folder / VOCABULARY_NAME).is_file():
+        return _checked_rows(_exported_vocabulary(folder), folder, num_embeddings), text_tokenizer
     added = read_added_tokens(folder)
     media = [medium.model_dump() for medium in layout.media]
     first_added = min((added[name] for name in added if name in _own_strings(layout)), default=None)
@@ -120,12 +123,27 @@ def vocabulary_from_checkpoint(
         pad_id=text_tokenizer.pad_id,
         text_fingerprint=text_tokenizer.fingerprint,
     )
+    return _checked_rows(vocabulary, folder, num_embeddings), text_tokenizer
+
+
+def _exported_vocabulary(folder: Path) -> Vocabulary:
+    """What our own export says, so that data packed with it fits its weights; its tokenizer files must say the same."""
+    vocabulary = Vocabulary.from_json(read_json(folder / VOCABULARY_NAME))
+    if not check_added_tokens(folder, vocabulary):
+        raise DatasetError(
+            f"{folder}: expected the tokens of {VOCABULARY_NAME} in the tokenizer beside it, found none; export the model "
+            "again, or pack with text_tokenizer and vocabulary"
+        )
+    return vocabulary
+
+
+def _checked_rows(vocabulary: Vocabulary, folder: Path, num_embeddings: int | None) -> Vocabulary:
     if num_embeddings is not None and num_embeddings < vocabulary.size:
         raise DatasetError(
             f"{folder}: expected at least {vocabulary.size} embedding rows for its tokenizer, found {num_embeddings}; "
             "tokenizer and weights are of different checkpoints"
         )
-    return vocabulary, text_tokenizer
+    return vocabulary
 
 
 def _own_strings(layout: VocabularyLayout) -> set[str]:

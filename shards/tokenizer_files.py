@@ -15,6 +15,9 @@ from shards.errors import DatasetError
 from shards.vocabulary import Vocabulary
 from shards.writer import file_sha256
 
+VOCABULARY_NAME = "vocabulary.json"
+"""Beside the weights and the tokenizer of a model that was trained here."""
+
 TOKENIZER_FILES = (
     "added_tokens.json",
     "special_tokens_map.json",
@@ -58,27 +61,39 @@ def added_tokens(vocabulary: Vocabulary) -> dict[str, int]:
     return dict(sorted(tokens.items(), key=lambda item: item[1]))
 
 
+def extends(vocabulary: Vocabulary, earlier: Vocabulary) -> bool:
+    """Whether every id of ``earlier`` means the same in ``vocabulary``, and what is new stands behind: rows can be added.
+
+    The same vocabulary extends itself; names may differ.
+    """
+    same = ("text_size", "bos_id", "eos_id", "pad_id", "text_fingerprint")
+    if any(getattr(vocabulary, name) != getattr(earlier, name) for name in same):
+        return False
+    return list(added_tokens(vocabulary).items())[: earlier.size - earlier.text_size] == list(
+        added_tokens(earlier).items()
+    )
+
+
 def check_added_tokens(folder: Path, vocabulary: Vocabulary) -> bool:
-    """Compare a folder's own added tokens with a vocabulary.
+    """Compare a folder's own added tokens with a vocabulary, which may have further ones behind them.
 
     Returns:
-        Whether the folder's tokenizer has all tokens of the vocabulary. False for a text-only one, which has none.
+        Whether the folder's tokenizer knows of the vocabulary. False for a text-only one, which has no added tokens.
 
     Raises:
-        DatasetError: it has some under other ids, lacks some, or has further ones.
+        DatasetError: it has some under other ids, or some that the vocabulary lacks.
     """
-    found = {
-        token: token_id for token, token_id in read_added_tokens(folder).items() if token_id >= vocabulary.text_size
-    }
-    if not found:
-        return False
-    expected = added_tokens(vocabulary)
-    if found == expected:
-        return True
-    wrong = next(token for token in (*expected, *found) if found.get(token) != expected.get(token))
+    own = {token: token_id for token, token_id in read_added_tokens(folder).items() if token_id >= vocabulary.text_size}
+    found = sorted(own.items(), key=lambda item: item[1])
+    expected = list(added_tokens(vocabulary).items())
+    if found == expected[: len(found)]:
+        return bool(found)
+    place = next(n for n, pair in enumerate(found) if n >= len(expected) or pair != expected[n])
+    there = f"{found[place][0]!r} as id {found[place][1]}"
+    wanted = f"{expected[place][0]!r} as id {expected[place][1]}" if place < len(expected) else "no further token"
     raise DatasetError(
-        f"{folder}: its tokenizer and vocabulary {vocabulary.name} disagree: {wrong!r} has id {found.get(wrong)} there "
-        f"and {expected.get(wrong)} in the data; pack the data with checkpoint = this folder"
+        f"{folder}: its tokenizer and vocabulary {vocabulary.name} of the data disagree: expected {wanted}, found {there}; "
+        "pack the data with checkpoint = this folder"
     )
 
 

@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from train.backbone import Backbone, build_backbone
 from train.collate import MicroBatch
 from train.config import TrainConfig
 from train.embedding_growth import MEAN_SPREAD, grow_rows, pad_rows
-from train.plan import make_plan
+from train.plan import Shape, make_plan
 from train.weight_files import WeightFiles
 
 Make = Callable[..., TrainConfig]
@@ -254,8 +255,29 @@ def test_a_folder_whose_tokenizer_numbers_otherwise_is_refused(
     build(make_config(init={"from": folder}))
     tokens["<soim>"], tokens["<eoim>"] = tokens["<eoim>"], tokens["<soim>"]
     (folder / "added_tokens.json").write_text(json.dumps(tokens), encoding="utf-8")
-    with pytest.raises(DatasetError, match="disagree: '<soim>' has id"):
+    with pytest.raises(DatasetError, match="expected '<soim>' as id 74, found '<eoim>' as id 74"):
         build(make_config(init={"from": folder}))
     (folder / "added_tokens.json").unlink()
     with pytest.raises(FingerprintMismatch, match="expected the text tokenizer t that the data was packed with"):
         build(make_config(init={"from": folder}))
+
+
+def test_a_later_stage_adds_markers_behind_everything(make_config: Make, tmp_path: Path, vocabulary: Vocabulary):
+    """Stage 2 on a model of stage 1: `<-Res->` and `<-Ins->` get rows of their own, no other row moves."""
+    source = small_llama(vocabulary.size)
+    folder = write_folder(source, tmp_path / "stage-1")
+    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (folder / "added_tokens.json").write_text(json.dumps(added_tokens(vocabulary)), encoding="utf-8")
+    plan = make_plan(make_config(), where="test.toml")
+    later = {"<-Res->": vocabulary.size, "<-Ins->": vocabulary.size + 1}
+    grown = replace(vocabulary, markers={**vocabulary.markers, **later})
+    init = plan.config.init.model_copy(update={"folder": folder})
+    assert isinstance(plan.shape, Shape)
+    shape = replace(plan.shape, vocabulary_size=grown.size)
+    backbone = build_backbone(
+        replace(plan, config=plan.config.model_copy(update={"init": init}), vocabulary=grown, shape=shape)
+    )
+    for name in ("model.embed_tokens", "lm_head"):
+        new, old = backbone.causal.get_submodule(name).weight, source.get_submodule(name).weight
+        assert (new[:-2] == old).all() and len(new) == grown.size
+        assert new[-2:].abs().max() > 0

@@ -159,6 +159,9 @@ def test_our_own_tools_read_the_export(exported: Exported, tmp_path: Path):
     export_tokenizer(folder, vocabulary, tmp_path)
     for path in folder.iterdir():
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+    # With the vocabulary beside it, as an export has it, data packed with this folder fits its weights.
+    (tmp_path / "vocabulary.json").write_text(json.dumps(vocabulary.to_json()), encoding="utf-8")
+    assert vocabulary_from_checkpoint(tmp_path, layout)[0] == vocabulary
 
 
 def corpus_rows(shared_corpora: Path) -> Iterator[tuple[str, str, str]]:
