@@ -17,6 +17,7 @@ import time
 import traceback
 import zlib
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,12 +85,10 @@ def main() -> None:
     """Answer cases until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print is no answer
-    import deepspeed
-    import transformers  # noqa: F401
-
-    import train.trainer  # noqa: F401
-
-    del deepspeed
+    import_module("deepspeed")
+    # DeepSpeed imports it with its first optimizer, and with it torch's whole compiler: five seconds in every process.
+    import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    import_module("train.trainer")
     for line in sys.stdin:
         data = json.loads(line)
         print(json.dumps(_fork(Case(**data))), file=answers, flush=True)
