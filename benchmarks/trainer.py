@@ -1,18 +1,26 @@
-"""The trainer against a bare torch loop: the same model, rows, dtype and optimizer; float32 master weights in both.
+"""The trainer against a bare torch loop: the same model, rows, passes, dtype and optimizer; float32 masters in both.
 
-Ours: stream, collation, DeepSpeed ZeRO-2, losses by modality. Bare: the rows are already tensors, and the loop is
-forward, backward, clip, AdamW. Steps of the two take turns, so that a busy machine slows both; the overhead is the
-median over rounds of the ratio of two neighbouring steps.
+Ours: stream, collation, an engine, losses by modality. Bare: the batches are already tensors, and the loop is forward and
+backward pass by pass (torch adds up the gradients in the dtype of the weights), clip, AdamW, weights from masters. Steps of
+the loops take turns, so that a busy machine slows all of them; the overhead is the median over rounds of the ratio of two
+neighbouring steps, by the clock and by the CPU time of the process, which others on the machine disturb less.
+
+``large`` is a step as a run has it, small in the model but with its vocabulary; ``small`` holds so few ids that what
+is done once a step weighs the most.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,55 +36,122 @@ from train.plan import Plan, make_plan
 from train.stream import RowStream
 from train.trainer import start, train_step
 
-LENGTH, ROWS, BATCH_ROWS, DOCUMENT = 512, 64, 4, 60
-ROUNDS, WARM_UP = 30, 3
-LR = 1e-3
-MEDIA = [{"name": "image", "prefix": "👀", "start": "<soim>", "end": "<eoim>", "codebook_size": 8192, "levels": 1}]
+LR, ROWS_OF_A_DATASET, WARM_UP = 1e-3, 64, 2
+ENGINES = ("torch", "deepspeed")
 
 
-def main() -> None:
-    """Print the table, then the figures as one JSON object."""
-    print(json.dumps(measure()))
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What a step holds."""
+
+    text_size: int
+    length: int
+    batch_rows: int
+    micro_rows: int
+    document: int
+    """Ids of a document."""
+
+    rounds: int
 
 
-def measure() -> Mapping[str, float]:
-    """Print the table; return ``overhead`` (0.02: two per cent slower than bare torch) and ``data_wait``."""
-    with tempfile.TemporaryDirectory() as folder:
-        plan = _plan(Path(folder))
-        trainer = start(plan)
-        bare = _bare_loop(plan)
-        with RowStream(plan.mixture, plan.datasets, batch_rows=BATCH_ROWS, attention="document") as stream:
-            for _ in range(WARM_UP):
-                bare(), train_step(trainer, stream.next(), LR)
-            stream.wait_s, ours_s, bare_s = 0.0, [], []
-            for _ in range(ROUNDS):
-                bare_s.append(_seconds(bare))
-                ours_s.append(_seconds(lambda: train_step(trainer, stream.next(), LR)))
-            data_wait = stream.wait_s / sum(ours_s)
-    overhead = statistics.median(ours / other for ours, other in zip(ours_s, bare_s, strict=True)) - 1
-    slots = BATCH_ROWS * LENGTH
-    print(f"{plan.shape.num_parameters:,} parameters, {slots} ids a step, {torch.get_num_threads()} threads, bf16")
-    print(f"{'loop':<22}{'median s/step':>14}{'ids/s':>10}")
-    for name, seconds in (("bare torch", bare_s), ("ours, DeepSpeed ZeRO-2", ours_s)):
-        median = statistics.median(seconds)
-        print(f"{name:<22}{median:>14.4f}{slots / median:>10,.0f}")
-    return {"overhead": round(overhead, 4), "data_wait": round(data_wait, 5)}
+CASES = {
+    "large": Case(text_size=32_000, length=1024, batch_rows=4, micro_rows=1, document=200, rounds=9),
+    "small": Case(text_size=2000, length=512, batch_rows=4, micro_rows=4, document=60, rounds=30),
+}
+MEDIA = [
+    {"name": "image", "prefix": "👀", "start": "<soim>", "end": "<eoim>", "codebook_size": 8192, "levels": 1},
+    {"name": "speech", "prefix": "🗣️", "start": "<sosp>", "end": "<eosp>", "codebook_size": 1024, "levels": 1},
+    {"name": "music", "prefix": "🎶", "start": "<somu>", "end": "<eomu>", "codebook_size": 2048, "levels": 4},
+]
 
 
-def _bare_loop(plan: Plan) -> Callable[[], None]:
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Of one step."""
+
+    wall: float
+    cpu: float
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table of every case, then the figures as one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--case", choices=CASES, action="append", help="may be repeated; all by default")
+    parser.add_argument("--rounds", type=int)
+    args = parser.parse_args(argv)
+    print(json.dumps({name: measure(CASES[name], rounds=args.rounds) for name in args.case or CASES}))
+
+
+def measure(case: Case, *, rounds: int | None = None) -> Mapping[str, float]:
+    """Print the table; return ``overhead``, ``overhead_cpu`` and ``data_wait`` of each engine.
+
+    An overhead of 0.02 is two per cent slower than bare torch; a wait is a part of the step.
+    """
+    seconds: dict[str, list[Seconds]] = {name: [] for name in ("bare", *ENGINES)}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        plans = {kind: _plan(Path(folder), case, kind) for kind in ENGINES}
+        steps, streams = {"bare": _bare_loop(plans["torch"], case)}, {}
+        for kind, plan in plans.items():
+            streams[kind] = stack.enter_context(_stream(plan))
+            steps[kind] = _our_loop(plan, streams[kind])
+        for number in range(WARM_UP + (rounds or case.rounds)):
+            if number == WARM_UP:
+                for stream in streams.values():
+                    stream.wait_s = 0.0
+                seconds = {name: [] for name in seconds}
+            for name in sorted(steps, reverse=bool(number % 2)):  # nobody always goes first
+                seconds[name].append(_seconds(steps[name]))
+    _print(plans["torch"], case, seconds)
+    figures: dict[str, float] = {}
+    for kind in ENGINES:
+        figures[f"overhead_{kind}"] = _overhead(seconds, kind, "wall")
+        figures[f"overhead_cpu_{kind}"] = _overhead(seconds, kind, "cpu")
+        figures[f"data_wait_{kind}"] = round(streams[kind].wait_s / sum(one.wall for one in seconds[kind]), 5)
+    return figures
+
+
+def _overhead(seconds: Mapping[str, Sequence[Seconds]], kind: str, clock: str) -> float:
+    pairs = zip(seconds[kind], seconds["bare"], strict=True)
+    return round(statistics.median(getattr(ours, clock) / getattr(bare, clock) for ours, bare in pairs) - 1, 4)
+
+
+def _print(plan: Plan, case: Case, seconds: Mapping[str, Sequence[Seconds]]) -> None:
+    slots = case.batch_rows * case.length
+    passes = case.batch_rows // case.micro_rows
+    print(
+        f"{plan.shape.num_parameters:,} parameters, {plan.vocabulary.size:,} ids, {slots:,} ids a step in {passes} "
+        f"passes, documents of {case.document}, {torch.get_num_threads()} threads, bf16, {len(seconds['bare'])} rounds"
+    )
+    print(f"{'loop':<22}{'median s/step':>14}{'CPU s/step':>12}{'ids/s':>10}")
+    for name, found in seconds.items():
+        wall, cpu = (statistics.median(getattr(one, clock) for one in found) for clock in ("wall", "cpu"))
+        print(f"{name:<22}{wall:>14.4f}{cpu:>12.4f}{slots / wall:>10,.0f}")
+
+
+def _our_loop(plan: Plan, stream: RowStream) -> Callable[[], object]:
+    trainer = start(plan)
+    return lambda: train_step(trainer, stream.next(), LR)
+
+
+def _stream(plan: Plan) -> RowStream:
+    return RowStream(plan.mixture, plan.datasets, batch_rows=plan.config.batch_rows, attention="document")
+
+
+def _bare_loop(plan: Plan, case: Case) -> Callable[[], None]:
     """One step of the least there is to do, on rows that are in memory."""
     model = build_backbone(plan)
     masters = [parameter.detach().clone() for parameter in model.parameters()]
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     optimizer = torch.optim.AdamW(masters, lr=LR, fused=True)
-    batches = [_batch(plan, number) for number in range(4)]
+    batches = [_batch(plan, case, number) for number in range(4)]
     turn = iter(range(1 << 30))
 
     def step() -> None:
-        batch, targets = batches[next(turn) % len(batches)]
-        loss, _ = model(batch)
-        (loss / targets).backward()
+        passes, targets = batches[next(turn) % len(batches)]
+        for micro in passes:
+            loss, _ = model(micro)
+            (loss / targets).backward()
         for master, parameter in zip(masters, model.parameters(), strict=True):
             assert parameter.grad is not None
             master.grad, parameter.grad = parameter.grad.float(), None
@@ -89,34 +164,37 @@ def _bare_loop(plan: Plan) -> Callable[[], None]:
     return step
 
 
-def _batch(plan: Plan, number: int) -> tuple[MicroBatch, int]:
-    host = allocate(BATCH_ROWS, LENGTH, plan.vocabulary.dtype, "document")
+def _batch(plan: Plan, case: Case, number: int) -> tuple[list[MicroBatch], int]:
+    host = allocate(case.batch_rows, case.length, plan.vocabulary.dtype, "document")
     mixed = MixedRows(plan.mixture, plan.datasets)
-    fill(host, mixed, mixed.plan(plan.mixture.batch(number, BATCH_ROWS)))
-    return next(micro_batches(host, BATCH_ROWS, torch.device("cpu"))), host.num_targets
+    fill(host, mixed, mixed.plan(plan.mixture.batch(number, case.batch_rows)))
+    return list(micro_batches(host, case.micro_rows, torch.device("cpu"))), host.num_targets
 
 
-def _seconds(step: Callable[[], object]) -> float:
-    begin = time.perf_counter()
+def _seconds(step: Callable[[], object]) -> Seconds:
+    wall, cpu = time.perf_counter(), time.process_time()
     step()
-    return time.perf_counter() - begin
+    return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def _plan(folder: Path) -> Plan:
-    vocabulary = lay_out("bench", text_size=2000, markers=[], media=MEDIA)
+def _plan(folder: Path, case: Case, kind: str) -> Plan:
+    vocabulary = lay_out("bench", text_size=case.text_size, markers=[], media=MEDIA)
     for number, name in enumerate(("a", "b")):
-        _write_dataset(folder / name, vocabulary, np.random.default_rng(number))
+        if not (folder / name).exists():
+            _write_dataset(folder / name, case, vocabulary, np.random.default_rng(number))
     (folder / "mixture.toml").write_text("[shares]\na = 0.5\nb = 0.5\n", encoding="utf-8")
-    paths = {"output": folder / "run", "data": folder, "mixture": folder / "mixture.toml"}
-    config = TrainConfig.model_validate(paths | {"steps": 1000, "batch_rows": BATCH_ROWS})
-    return make_plan(config, where="benchmarks/trainer.py")
+    paths: dict[str, Any] = {"output": folder / kind, "data": folder, "mixture": folder / "mixture.toml"}
+    engine = {"kind": kind, "micro_batch_rows": case.micro_rows}
+    numbers = {"steps": 1000, "batch_rows": case.batch_rows, "engine": engine}
+    return make_plan(TrainConfig.model_validate(paths | numbers), where="benchmarks/trainer.py")
 
 
-def _write_dataset(folder: Path, vocabulary: Vocabulary, rng: np.random.Generator) -> None:
-    starts = tuple(range(0, LENGTH, DOCUMENT))
-    rows = [PackedRow(rng.integers(3, vocabulary.size, LENGTH), LENGTH, starts, ((0, LENGTH),)) for _ in range(ROWS)]
-    entry = write_packed_shard(folder / "shard-00000.arrow", rows, vocabulary=vocabulary, sequence_length=LENGTH)
-    extra = {"sequence_length": LENGTH}
+def _write_dataset(folder: Path, case: Case, vocabulary: Vocabulary, rng: np.random.Generator) -> None:
+    length, starts = case.length, tuple(range(0, case.length, case.document))
+    ids = [rng.integers(3, vocabulary.size, length) for _ in range(ROWS_OF_A_DATASET)]
+    rows = [PackedRow(row, length, starts, ((0, length),)) for row in ids]
+    entry = write_packed_shard(folder / "shard-00000.arrow", rows, vocabulary=vocabulary, sequence_length=length)
+    extra = {"sequence_length": length}
     manifest = Manifest("packed", folder.name, "0" * 16, (entry,), FORMAT_VERSION, vocabulary=vocabulary, extra=extra)
     write_manifest(folder, manifest)
 

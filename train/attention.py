@@ -1,74 +1,61 @@
 """Causal attention that keeps the documents of a packed row apart, by computing each where it is.
 
 A row of short documents needs a small part of its attention matrix: the blocks on the diagonal. Masking computes the
-whole matrix and throws the rest away; here documents of similar length are gathered into small batches of their own,
-attended to with torch's fused causal kernel, and put back. On two cores and picture-sized documents this takes a third
-off a training step; the numbers are those of documents that were never packed.
+whole matrix and throws the rest away. On a GPU kernels for sequences of any length compute the blocks alone
+(:mod:`train.attention_kernels`). On a CPU documents of similar length are gathered into small batches of their own,
+attended to with torch's fused causal kernel, and put back: on two cores and picture-sized documents this takes a third
+off a training step. Either way the numbers are those of documents that were never packed.
 
 It is registered under a name of its own, for which transformers makes no mask. So nothing depends on its detection of
 packed rows, which is off, silently, whenever there is a mask or a cache.
 
-Shapes: B rows, L ids a row, T = B * L ids, S slots (ids and padding, bucket after bucket), H heads, D head size.
+Shapes: B rows, L ids a row, T = B * L ids, H heads, D head size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface
+
+from train.attention_kernels import Kernel, varlen_kernel
+from train.document_layout import DocumentLayout, lay_out_documents
+
+__all__ = ["NAME", "DocumentLayout", "attend", "lay_out_documents", "set_kernel"]
 
 NAME = "anygpt_documents"
 
 _SHORT = 128
 """Up to this length the fused kernel's backward pass on a CPU takes two to four times as long as the plain one."""
 
-
-@dataclass(frozen=True, slots=True)
-class DocumentLayout:
-    """Where the documents of a batch are, and where they are computed.
-
-    Attributes:
-        buckets: (documents, padded length) of each.
-        id_of_slot: (S,) flat position of the id in each slot; T for padding.
-        slot_of_id: (T,).
-    """
-
-    buckets: tuple[tuple[int, int], ...]
-    id_of_slot: torch.Tensor
-    slot_of_id: torch.Tensor
+_CUDNN_FIRST = partial(
+    sdpa_kernel,
+    [
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+        SDPBackend.MATH,
+    ],
+    set_priority=True,
+)
 
 
-def lay_out_documents(starts: npt.NDArray[np.int64], total: int, device: torch.device) -> DocumentLayout:
-    """Group documents by length, padding none by more than an eighth (or to a multiple of 8).
+def set_kernel(network: nn.Module, kernel: Kernel, *, cudnn: bool = False) -> None:
+    """Say what computes every attention layer of a network; ``buckets`` and torch's own choice where nobody says.
 
     Args:
-        starts: (documents,) ascending flat positions, the first 0; a document ends where the next begins.
-        total: T.
+        kernel: for documents kept apart.
+        cudnn: prefer cuDNN's attention for whole rows.
     """
-    lengths = np.diff(np.append(starts, total))
-    # Steps of a sixteenth to an eighth of the length: 8 up to 128, then 16 up to 256, and so on.
-    steps = np.maximum(8, 2 ** np.floor(np.log2(np.maximum(lengths, 2) - 0.5)).astype(np.int64) // 8)
-    padded = -(-lengths // steps) * steps
-    order = np.lexsort((starts, padded))
-    sizes, counts = np.unique(padded, return_counts=True)
-    first_slots = np.cumsum(padded[order]) - padded[order]
-    within = np.arange(total) - np.repeat(starts, lengths)
-    slot_of_document = np.empty_like(starts)
-    slot_of_document[order] = first_slots
-    slot_of_id = np.repeat(slot_of_document, lengths) + within
-    id_of_slot = np.full(int(padded.sum()), total)
-    id_of_slot[slot_of_id] = np.arange(total)
-    return DocumentLayout(
-        tuple(zip(counts.tolist(), sizes.tolist(), strict=True)),
-        torch.from_numpy(id_of_slot).to(device),
-        torch.from_numpy(slot_of_id).to(device),
-    )
+    for name, module in network.named_modules():
+        if name.endswith("self_attn"):
+            module.document_kernel, module.prefers_cudnn = kernel, cudnn  # pyright: ignore[reportArgumentType]
 
 
 def attend(
@@ -98,13 +85,28 @@ def attend(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if documents is None:
-        return _fused_attention(query, key, value, scaling).transpose(1, 2), None
+        with _CUDNN_FIRST() if getattr(module, "prefers_cudnn", False) else nullcontext():
+            return _fused_attention(query, key, value, scaling).transpose(1, 2), None
+    kernel: Kernel = getattr(module, "document_kernel", "buckets")
+    if kernel != "buckets":
+        rows, heads, length, size = query.shape
+        flat = [tensor.transpose(1, 2).reshape(rows * length, heads, size) for tensor in (query, key, value)]
+        output = varlen_kernel(kernel)(flat[0], flat[1], flat[2], documents, scaling)
+        return output.view(rows, length, heads, size), None
+    return _bucketed_attention(query, key, value, documents, scaling), None  # pyright: ignore[reportCallIssue]
+
+
+@torch.compiler.disable  # other buckets every time: a compiled one would be compiled again for every batch
+def _bucketed_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: DocumentLayout, scaling: float
+) -> torch.Tensor:
+    """(B, H, L, D) each -> (B, L, H, D)."""
     rows, heads, length, size = query.shape
     inputs = (tensor.transpose(1, 2).reshape(rows * length, heads * size) for tensor in (query, key, value))
     sizes = [count * padded for count, padded in documents.buckets]
     # `split`, not slices: the gradient of a slice is a whole tensor of zeros with a little in it.
     slots = [torch.split(_reindex(t, documents.id_of_slot, documents.slot_of_id), sizes) for t in inputs]
-    outputs = []
+    outputs: list[torch.Tensor] = []
     for (count, padded), *bucket in zip(documents.buckets, *slots, strict=True):
         bucket_query, bucket_key, bucket_value = (t.view(count, padded, heads, size).transpose(1, 2) for t in bucket)
         short = padded <= _SHORT and query.device.type == "cpu"
@@ -112,7 +114,7 @@ def attend(
         output = attend_to(bucket_query, bucket_key, bucket_value, scaling)
         outputs.append(output.transpose(1, 2).reshape(count * padded, heads * size))
     back = _reindex(torch.cat(outputs), documents.slot_of_id, documents.id_of_slot)
-    return back.view(rows, length, heads, size), None
+    return back.view(rows, length, heads, size)
 
 
 def _fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:

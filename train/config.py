@@ -7,12 +7,13 @@ one (section 4.1, Table 8) and of the embedded default where it does not.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from configs.load import Config, StoredPath
 from shards.windows import SHARDS_PER_WINDOW
+from train.watch_config import GuardsConfig, LogConfig, ProfileConfig, ValidationConfig
 
 
 class MixtureConfig(Config):
@@ -172,12 +173,75 @@ class EngineConfig(Config):
     micro_batch_rows: PositiveInt | None = None
     """Rows of one forward pass on one process; None: its whole part of the batch."""
 
-    activation_checkpointing: bool = False
+    gradients: Literal["bf16", "fp32"] | None = None
+    """In what the passes of a step are added up, where weights are bf16. None: what is cheap there, bf16 with DeepSpeed
+    (whose sums are rounded after every pass), fp32 with torch. fp32 costs 4 bytes a parameter, over the processes."""
+
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What stays in host memory: float32 masters and moments (any ZeRO stage; the update is then computed there, by
+    torch, for DeepSpeed's own is compiled when it is first used); or the weights, too (ZeRO-3)."""
+
+    reduce_bucket: PositiveInt = 100_000_000
+    """DeepSpeed: gradients that are summed over processes at a time. Two such buffers of bf16 are held with
+    ``overlap``, 400 MB; its default of five times as much is 2 GB, and no faster on eight GPUs of a machine."""
+
+    gather_bucket: PositiveInt = 500_000_000
+    """DeepSpeed: weights of an update that are sent at a time."""
+
+    overlap: bool | None = None
+    """DeepSpeed: sum gradients over processes while the backward pass goes on. None: on GPUs with more than one process;
+    a CPU has no stream of its own for it."""
+
+    prefetch_bucket: PositiveInt = 50_000_000
+    """ZeRO-3: weights that are asked for ahead of their use."""
+
+    persistent_below: NonNegativeInt = 100_000
+    """ZeRO-3: parameters of fewer values stay whole on every process; the messages would cost more than they save."""
+
+    max_live: PositiveInt = 1_000_000_000
+    """ZeRO-3: weights that are gathered at one time."""
+
+    attention_kernel: Literal["auto", "flash3", "flash2", "varlen", "flex", "buckets"] = "auto"
+    """What computes documents apart (:mod:`train.attention_kernels`); auto: the first of these that is there."""
+
+    cudnn_attention: bool = False
+    """Rows as in the paper: prefer cuDNN's attention to FlashAttention-2; the faster one on Hopper."""
+
+    activation_checkpointing: bool | Annotated[float, Field(ge=0, le=1)] = False
+    """Compute the forward pass of layers again in the backward pass instead of keeping what it made: of all layers, of
+    none, or of this part of them (0.5: every second)."""
+
+    liger: bool = False
+    """Triton kernels of the package liger-kernel for norms, rotary positions and the feed-forward part; GPUs only. The
+    loss is ours either way: :mod:`train.loss` fuses head and cross entropy likewise."""
+
+    compile: bool = False
+    """torch.compile of every layer: a minute at the start, fewer and larger kernels afterwards. Not with ZeRO-3."""
+
     head_chunk: PositiveInt = 1024
     """Targets whose logits exist at one time."""
 
     threads: PositiveInt | None = None
     """CPU threads of a process; None: ``OMP_NUM_THREADS``, or the cores divided by the processes here."""
+
+    @model_validator(mode="after")
+    def _can_be_had_together(self) -> Self:
+        plain, whole = self.kind == "torch", self.zero < 3
+        if self.offload != "none" and plain:
+            raise ValueError(f"expected offload = 'none' with kind 'torch', found {self.offload!r}; DeepSpeed offloads")
+        if self.offload == "parameters" and whole:
+            raise ValueError(
+                f"expected zero = 3 with offload 'parameters', found {self.zero}; others keep weights whole"
+            )
+        if self.gradients == "fp32" and self.dtype == "bf16" and not plain and self.zero == 1:
+            raise ValueError(
+                "expected zero = 2 or 3 with gradients 'fp32', found 1, where DeepSpeed has another optimizer"
+            )
+        if self.gradients == "bf16" and self.dtype == "fp32":
+            raise ValueError("expected gradients 'fp32' or none with dtype 'fp32', found 'bf16'")
+        if self.compile and not plain and not whole:
+            raise ValueError("expected zero = 1 or 2 with compile, found 3, which moves weights about between layers")
+        return self
 
 
 class CheckpointConfig(Config):
@@ -223,13 +287,6 @@ class PreflightConfig(Config):
 
     skip: tuple[Check, ...] = ()
     """Checks that are left out."""
-
-
-class LogConfig(Config):
-    """How often figures are written."""
-
-    every: PositiveInt = 10
-    tensorboard: bool = True
 
 
 class TrainConfig(Config):
@@ -294,6 +351,10 @@ class TrainConfig(Config):
     resume: ResumeConfig = ResumeConfig()
     preflight: PreflightConfig = PreflightConfig()
     log: LogConfig = LogConfig()
+    validation: ValidationConfig = ValidationConfig()
+    guards: GuardsConfig = GuardsConfig()
+    profile: ProfileConfig | None = None
+    """None: nothing is profiled."""
 
     @model_validator(mode="after")
     def _fits_the_objective(self) -> Self:

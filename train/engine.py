@@ -1,10 +1,10 @@
-"""How gradients become an update: DeepSpeed behind six methods, and plain torch behind the same six.
+"""How gradients become an update: DeepSpeed behind six methods, and plain torch behind the same six (train.torch_engine).
 
 The only file that imports DeepSpeed. What is switched off or set here is what breaks on a machine without a GPU:
 
 * its shared-memory collective is compiled at start-up on CPUs and would need ninja and a C++ compiler;
 * without RANK, WORLD_SIZE, ... it looks for MPI, so a single process gets them set;
-* its own AdamW is compiled too; torch's fused one is not;
+* its own AdamW is compiled too, also the one for offloaded state; torch's fused one is not;
 * ZeRO-0 with bf16 has other numerics, so there is no such choice.
 
 An optimizer's state leaves an engine as the fragments that this process owns (:mod:`train.engine_state`), and enters it
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -25,39 +23,31 @@ from torch import distributed, nn
 
 from train.backbone import parameters_by_name, torch_dtype
 from train.checkpoint import StateSource
-from train.checkpoint_files import MASTER, MOMENTS
+from train.checkpoint_files import MOMENTS
 from train.collate import MicroBatch
-from train.config import OptimizerConfig, TrainConfig
+from train.config import EngineConfig, TrainConfig
 from train.engine_state import (
     LiveFragment,
     LocalState,
     check_shapes,
-    even_share,
     fill,
     partitioned_fragments,
     sliced_fragments,
     trained_shapes,
 )
+from train.processes import Processes, start_processes, stop_processes, sum_over
+from train.torch_engine import Accept, TorchEngine, adamw
 
-
-@dataclass(frozen=True, slots=True)
-class Processes:
-    """The processes of a run, as torchrun and its like describe them in the environment."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    device: torch.device
-
-    @classmethod
-    def from_environment(cls) -> Processes:
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE; one process when they are unset."""
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-        device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        return cls(int(os.environ.get("RANK", "0")), world_size, local_rank, local, device)
+__all__ = [
+    "Accept",
+    "DeepSpeedEngine",
+    "Engine",
+    "Processes",
+    "TorchEngine",
+    "make_engine",
+    "start_processes",
+    "stop_processes",
+]
 
 
 class Engine(Protocol):
@@ -71,8 +61,13 @@ class Engine(Protocol):
         """Add the gradients of a summed loss; ``last`` in the forward passes of a step. Sums over processes too."""
         ...
 
-    def step(self, lr: float) -> float:
-        """Clip, update, forget the gradients; the gradient norm before clipping."""
+    def step(self, lr: float, *, accept: Accept | None = None) -> float:
+        """Clip, update, forget the gradients; the gradient norm before clipping.
+
+        Args:
+            accept: asked once, with the norm, before anything changes; False leaves weights, moments and their step
+                counts as they are. It must answer the same on every process.
+        """
         ...
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
@@ -88,32 +83,11 @@ class Engine(Protocol):
         ...
 
 
-def start_processes(config: TrainConfig) -> Processes:
-    """Set threads and the process group of this process; call once before :func:`make_engine`."""
-    processes = Processes.from_environment()
-    threads = config.engine.threads or int(os.environ.get("OMP_NUM_THREADS", "0"))
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // processes.local_world_size))
-    if processes.device.type == "cuda":
-        torch.cuda.set_device(processes.device)
-    if processes.world_size > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if processes.device.type == "cuda" else "gloo")
-    return processes
-
-
 def make_engine(network: nn.Module, config: TrainConfig, processes: Processes, *, micro_batch_rows: int) -> Engine:
     """The engine the config asks for."""
     if config.engine.kind == "torch":
         return TorchEngine(network, config, processes)
     return DeepSpeedEngine(network, config, processes, micro_batch_rows=micro_batch_rows)
-
-
-def stop_processes() -> None:
-    """Leave the process group, if there are others in it.
-
-    A group of one is kept: DeepSpeed remembers its groups for the life of the process and could not start again.
-    """
-    if distributed.is_initialized() and distributed.get_world_size() > 1:
-        distributed.destroy_process_group()
 
 
 class DeepSpeedEngine:
@@ -123,7 +97,7 @@ class DeepSpeedEngine:
         self._processes, self._dtype = processes, torch_dtype(config)
         self._stage = config.engine.zero
         deepspeed = _import_deepspeed(processes)
-        optimizer = _adamw(network.parameters(), config.optimizer)
+        optimizer = adamw(network.parameters(), config.optimizer)
         self._engine: Any = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
@@ -133,6 +107,12 @@ class DeepSpeedEngine:
         )[0]
         self._parameters = {name: p for name, p in parameters_by_name(self._engine.module).items() if p.requires_grad}
         self._shapes = trained_shapes(self._parameters)
+        self._accept: Accept | None = None
+        self._accepted: bool | None = None
+        # DeepSpeed knows the norm only in the middle of its step; but it updates through the optimizer it was given, and
+        # without that it rounds and gathers the weights that are there already.
+        self._update = self._inner.step
+        self._inner.step = self._update_if_accepted  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss, and the loss of every target, as the objective's network gives them."""
@@ -144,17 +124,32 @@ class DeepSpeedEngine:
         if not last:
             self._engine.step()  # counts the forward pass; the update comes at the last one
 
-    def step(self, lr: float) -> float:
-        """Clip, update, forget the gradients; the gradient norm before clipping."""
+    def step(self, lr: float, *, accept: Accept | None = None) -> float:
+        """Clip, update, forget the gradients; the gradient norm before clipping. See :class:`Engine`."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         assert self._engine.is_gradient_accumulation_boundary(), "a step ends after its last forward pass"
+        self._accept, self._accepted = accept, None
         self._engine.step()
-        return float(self._engine.get_global_grad_norm())
+        self._is_accepted()  # where DeepSpeed finds a norm that is not finite it updates nothing, and asks nobody
+        return self._norm()
+
+    def _update_if_accepted(self, closure: Any = None) -> None:
+        del closure
+        if self._is_accepted():
+            self._update()
+
+    def _is_accepted(self) -> bool:
+        if self._accepted is None:  # a step updates one partition after the other
+            self._accepted = self._accept is None or self._accept(self._norm())
+        return self._accepted
+
+    def _norm(self) -> float:
+        return float(self._engine.optimizer._global_grad_norm)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all processes; the same on each of them."""
-        return _sum(values, self._processes)
+        return sum_over(self._processes, values)
 
     def export_state(self) -> LocalState:
         """This process's fragments of the state, as views of the live tensors; no process waits for another."""
@@ -207,82 +202,6 @@ class DeepSpeedEngine:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
 
 
-class TorchEngine:
-    """The same arithmetic in a page of torch: gradients summed over processes, float32 master weights, fused AdamW."""
-
-    def __init__(self, network: nn.Module, config: TrainConfig, processes: Processes) -> None:
-        self._processes, self._clip = processes, config.optimizer.clip
-        self._network = network.to(processes.device)
-        self._parameters = parameters_by_name(network)
-        self._master = {name: p.detach().float().clone() for name, p in self._parameters.items()}
-        for parameter in self._parameters.values():
-            parameter.data = parameter.data.to(torch_dtype(config))
-        self._shapes = trained_shapes(self._parameters)
-        self._optimizer = _adamw(self._master.values(), config.optimizer)
-
-    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss, and the loss of every target, as the objective's network gives them."""
-        return self._network(batch)
-
-    def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of a summed loss to those of the master weights."""
-        loss.backward()
-        for name, parameter in self._parameters.items():
-            gradient, master = parameter.grad, self._master[name]
-            if gradient is not None:
-                master.grad = gradient.float() if master.grad is None else master.grad.add_(gradient)
-            parameter.grad = None
-
-    def step(self, lr: float) -> float:
-        """Clip, update, forget the gradients; the gradient norm before clipping."""
-        for master in self._master.values():
-            master.grad = self.sum(torch.zeros_like(master) if master.grad is None else master.grad)
-        norm = torch.nn.utils.clip_grad_norm_(self._master.values(), self._clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        self._round_master_into_weights()
-        return float(norm)
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over all processes; the same on each of them."""
-        return _sum(values, self._processes)
-
-    def export_state(self) -> LocalState:
-        """This process's share of the state, as views of the live tensors; no process waits for another."""
-        steps = [self._moments_of(master)["step"] for master in self._master.values()]
-        share = even_share(self._shapes, rank=self._processes.rank, world_size=self._processes.world_size)
-        fragments = [self._fragment(name, start, stop) for name, start, stop in share]
-        return LocalState(int(steps[0]), self._shapes, fragments)
-
-    def import_state(self, source: StateSource) -> None:
-        """Continue from the state of any engine; every process reads all of it."""
-        check_shapes(self._shapes, source)
-        for master in self._master.values():
-            self._moments_of(master)["step"].fill_(source.step)
-        fill([self._fragment(name, 0, master.numel()) for name, master in self._master.items()], source)
-        self._round_master_into_weights()
-
-    def _fragment(self, name: str, start: int, stop: int) -> LiveFragment:
-        master = self._master[name]
-        whole = {MASTER: master, **{moment: self._moments_of(master)[moment] for moment in MOMENTS}}
-        return LiveFragment(name, start, {kind: tensor.view(-1)[start:stop] for kind, tensor in whole.items()})
-
-    def _moments_of(self, master: torch.Tensor) -> dict[str, torch.Tensor]:
-        """AdamW's state of a parameter; made here, as its first step would, where there was none."""
-        state = self._optimizer.state[master]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
-            state |= {moment: torch.zeros_like(master) for moment in MOMENTS}
-        return state
-
-    def _round_master_into_weights(self) -> None:
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._master[name])
-
-
 def _import_deepspeed(processes: Processes) -> Any:
     """Import and prepare DeepSpeed; late, because a plain-torch run should not wait seconds for it."""
     if processes.device.type == "cpu":
@@ -311,23 +230,36 @@ def _import_deepspeed(processes: Processes) -> Any:
 def _deepspeed_config(config: TrainConfig, processes: Processes, micro_batch_rows: int) -> dict[str, Any]:
     passes = config.batch_rows // (micro_batch_rows * processes.world_size)
     low = config.engine.dtype == "bf16"
-    return {
+    found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": passes,
         "gradient_clipping": config.optimizer.clip,
-        "zero_optimization": {"stage": config.engine.zero},
+        "zero_optimization": _zero_config(config.engine, processes),
         "bf16": {"enabled": low},
         "steps_per_print": 1 << 60,
+        # Offloaded state is updated by torch's AdamW; DeepSpeed's would be compiled, and insists otherwise.
+        "zero_force_ds_cpu_optimizer": False,
     }
+    if low and config.engine.gradients is not None:
+        found["data_types"] = {"grad_accum_dtype": config.engine.gradients}
+    return found
 
 
-def _adamw(parameters: Iterable[torch.Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
-    )
-
-
-def _sum(values: torch.Tensor, processes: Processes) -> torch.Tensor:
-    if processes.world_size > 1:
-        distributed.all_reduce(values)
-    return values
+def _zero_config(engine: EngineConfig, processes: Processes) -> dict[str, Any]:
+    on_gpu = processes.device.type == "cuda"
+    overlap = engine.overlap if engine.overlap is not None else on_gpu and processes.world_size > 1
+    found: dict[str, Any] = {
+        "stage": engine.zero,
+        "reduce_bucket_size": engine.reduce_bucket,
+        "allgather_bucket_size": engine.gather_bucket,
+        "overlap_comm": overlap,
+        "stage3_prefetch_bucket_size": engine.prefetch_bucket,
+        "stage3_param_persistence_threshold": engine.persistent_below,
+        "stage3_max_live_parameters": engine.max_live,
+    }
+    memory = {"device": "cpu", "pin_memory": on_gpu}
+    if engine.offload != "none":
+        found["offload_optimizer"] = memory
+    if engine.offload == "parameters":
+        found["offload_param"] = memory
+    return found
