@@ -19,6 +19,7 @@ from pipeline.templates import Templates
 from pipeline.text import TextTokenizer, load_text_tokenizer
 from pipeline.vocabularies import load_vocabulary
 from shards.records import Provenance, Segment, TokenizedSample
+from shards.tokenizer_files import extends
 from shards.vocabulary import Modality, Vocabulary
 from tests.fixtures.llama_stand_in import write_llama_stand_in
 
@@ -119,6 +120,7 @@ def test_the_second_stage_adds_two_ids_and_moves_none(repository: Path, llama: T
     stage2 = load_vocabulary(repository / "configs/vocabulary/anygpt-stage2.toml", text_tokenizer=llama)
     assert stage2.markers == {**stage1.markers, "<-Res->": 49418, "<-Ins->": 49419}
     assert (stage2.size, stage2.blocks, stage2.dtype) == (49420, stage1.blocks, "uint16")
+    assert extends(stage2, stage1) and not extends(stage1, stage2)
 
 
 def test_a_spoken_question_is_answered_with_the_marks_of_the_second_stage(
