@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,9 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     if not path.is_file():
         raise DatasetError(f"{path}: expected the metrics of a training run, found none; run anygpt-train first")
     curves: dict[str, list[tuple[int, float]]] = {"all": []}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
+    for entry in _training_lines(path):
+        if entry["loss"] is None:  # no step of the interval was learnt from
+            continue
         curves["all"].append((entry["step"], entry["loss"]))
         for name, loss in sorted(entry["loss_by_modality"].items()):
             if loss is not None:
@@ -157,7 +158,15 @@ def _first_and_last(curve: Sequence[tuple[int, float]]) -> dict[str, float]:
 
 def _tokens_trained(path: Path) -> int:
     """Ids that had a loss, over the whole run; a line counts those since the line before."""
-    return sum(sum(json.loads(line)["targets"].values()) for line in path.read_text(encoding="utf-8").splitlines())
+    return sum(sum(line["targets"].values()) for line in _training_lines(path))
+
+
+def _training_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Intervals of training; lines of another kind are losses of validation."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if entry.get("kind", "train") == "train":
+            yield entry
 
 
 def _peak(route: Mapping[str, StageFigures]) -> float:

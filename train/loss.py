@@ -133,34 +133,6 @@ class HeadLoss(nn.Module):
         return summed_cross_entropy(hidden[:, :-1][wanted], weight, labels[:, 1:][wanted], chunk=self._chunk)
 
 
-class LossTable:
-    """Losses by dataset and modality, summed on the device until somebody asks.
-
-    The modality of a loss is that of its target.
-    """
-
-    def __init__(self, modality_index: torch.Tensor, *, num_modalities: int, num_datasets: int) -> None:
-        """Take a (vocabulary,) lookup from token id to modality, on the device."""
-        self._index = modality_index.long()
-        self._shape = (num_datasets, num_modalities)
-        self.sums = torch.zeros(2, *self._shape, dtype=torch.float64, device=modality_index.device)
-        """(2, datasets, modalities): summed losses, numbers of targets."""
-
-    def add(self, losses: torch.Tensor, labels: torch.Tensor, datasets: torch.Tensor) -> None:
-        """Add one forward pass.
-
-        Args:
-            losses: (N,) as :class:`HeadLoss` gives them.
-            labels: (rows, length).
-            datasets: (rows,).
-        """
-        wanted = labels[:, 1:] != IGNORED
-        cells = (datasets[:, None] * self._shape[1]).expand_as(wanted)[wanted] + self._index[labels[:, 1:][wanted]]
-        size = self._shape[0] * self._shape[1]
-        self.sums[0] += torch.bincount(cells, losses.double(), minlength=size).view(self._shape)
-        self.sums[1] += torch.bincount(cells, minlength=size).view(self._shape)
-
-
 def full_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The same sum the plain way, all logits at once: the oracle of tests and benchmarks."""
     logits = (hidden[:, :-1] @ weight.T).float()

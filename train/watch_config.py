@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveInt
+from typing import Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from configs.load import Config
 
@@ -31,8 +33,8 @@ class LogConfig(Config):
 class ValidationConfig(Config):
     """Losses on rows that are never trained on: those of ``NAME-validation`` beside each dataset of the mixture."""
 
-    every: PositiveInt | None = 1000
-    """Steps; and after the last one. None: never."""
+    every: NonNegativeInt = 1000
+    """Steps; and after the last one. 0: never."""
 
     rows: PositiveInt = 128
     """Of each dataset, drawn once; all where there are fewer."""
@@ -44,8 +46,8 @@ class ValidationConfig(Config):
 class GuardsConfig(Config):
     """When an update is left out (:mod:`train.guards`). One whose loss or gradient is not finite always is."""
 
-    spike_factor: float | None = Field(default=10.0, gt=1)
-    """Loss or gradient norm beyond this many times its running median is a spike, too; None: nothing is."""
+    spike_factor: NonNegativeFloat = 10.0
+    """Loss or gradient norm beyond this many times its running median is a spike, too; 0: nothing is."""
 
     window: PositiveInt = 128
     """Updates the running medians are over."""
@@ -58,6 +60,12 @@ class GuardsConfig(Config):
 
     dump: bool = True
     """Write the batch to ``OUTPUT/dumps/step-N``, which ``anygpt-inspect`` opens."""
+
+    @model_validator(mode="after")
+    def _above_the_median(self) -> Self:
+        if 0 < self.spike_factor <= 1:
+            raise ValueError(f"expected a spike_factor above 1, or 0 for none, found {self.spike_factor}")
+        return self
 
 
 class ProfileConfig(Config):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train.collate import IGNORED
-from train.loss import HeadLoss, LossTable, full_cross_entropy, summed_cross_entropy
+from train.loss import HeadLoss, full_cross_entropy, summed_cross_entropy
 
 ROWS, LENGTH, HIDDEN, IDS = 3, 41, 16, 70
 
@@ -80,22 +80,3 @@ def test_without_gradients_none_is_computed():
         loss, _ = HeadLoss(torch.nn.Parameter(weight), num_ids=IDS, chunk=8)(hidden, labels)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(full_cross_entropy(hidden, weight, labels).item(), rel=1e-6)
-
-
-def test_a_loss_is_counted_under_the_modality_of_its_target_and_the_dataset_of_its_row():
-    hidden, weight, labels = problem()
-    modality = torch.arange(IDS) % 3
-    datasets = torch.tensor([1, 0, 1])
-    _, losses = HeadLoss(torch.nn.Parameter(weight), num_ids=IDS, chunk=8)(hidden, labels)
-    table = LossTable(modality, num_modalities=3, num_datasets=2)
-    table.add(losses, labels, datasets)
-    table.add(losses, labels, datasets)
-    sums, counts = torch.zeros(2, 3, dtype=torch.float64), torch.zeros(2, 3, dtype=torch.float64)
-    left = iter(losses.tolist())
-    for row in range(ROWS):
-        for t in range(1, LENGTH):
-            if labels[row, t] != IGNORED:
-                cell = int(datasets[row]), int(modality[labels[row, t]])
-                sums[cell] += 2 * next(left)
-                counts[cell] += 2
-    torch.testing.assert_close(table.sums, torch.stack([sums, counts]))

@@ -35,7 +35,7 @@ SIZES = {
     "dim": 32, "depth": 1, "heads": 2, "head_dim": 16, "conv_kernel": 3,
     "num_quantizers": LEVELS - 1, "codebook_size": CODES, "num_semantic": CODES,
 }  # fmt: skip
-TIMES = {"tokens_per_s", "data_wait", "seconds"}
+TIMES = {"tokens_per_s", "data_wait", "seconds", "memory_gib"}
 Make = Callable[..., TrainConfig]
 
 

@@ -27,7 +27,7 @@ from train.plan import make_plan
 from train.trainer import rate, train
 
 Make = Callable[..., TrainConfig]
-TIMES = {"tokens_per_s", "data_wait", "seconds"}
+TIMES = {"tokens_per_s", "data_wait", "seconds", "memory_gib"}
 DEEPSPEED = {"kind": "deepspeed", "zero": 2, "dtype": "bf16", "head_chunk": 50}
 
 CONFIG = """
@@ -209,9 +209,10 @@ def test_a_run_folder_is_not_continued_with_other_data(make_config: Make, tmp_pa
     assert run(make_config(optimizer={"lr": 1e-3}), limit=2) == 2, "a learning rate may change"
 
 
-def test_a_loss_that_explodes_stops_the_run_and_saves_nothing(make_config: Make):
+def test_a_loss_that_explodes_stops_the_run_and_saves_nothing_of_it(make_config: Make):
+    """The first update ruins the weights; nothing tells before the second."""
     config = make_config(optimizer={"lr": 1e30}, checkpoint={"every": 1}, schedule={"warmup": 0})
-    with pytest.raises(AnyGPTError, match="expected a finite gradient norm, found nan"):
+    with pytest.raises(AnyGPTError, match="expected at most 4 steps in a row that are left out, found 5"):
         run(config)
     newest = newest_checkpoint(config.output / "checkpoints")
-    assert newest is not None and read_run_state(newest).step < 6
+    assert newest is not None and read_run_state(newest).step == 1
