@@ -187,6 +187,16 @@ def test_dropout_depends_on_the_rows_and_ends_with_training(peft: Any, make_conf
     assert backbone.eval()(a_batch())[0].item() != losses[0]
 
 
+def test_computing_activations_again_draws_the_same_dropout(peft: Any, make_config: Make, base: Path):
+    """Frozen weights below and a second forward pass: neither loses a gradient nor draws anew."""
+    curves = []
+    for again in (False, True):
+        engine = {"kind": "torch", "dtype": "fp32", "head_chunk": 50, "activation_checkpointing": again}
+        curves.append(train_steps(plan_of(make_config, base, engine=engine, lora={"dropout": 0.3}), 4)[2])
+    assert curves[1] == pytest.approx(curves[0], rel=1e-6)
+    assert curves[0][-1] < curves[0][0]
+
+
 def test_new_rows_that_would_stay_random_are_refused(
     peft: Any, make_config: Make, tmp_path: Path, vocabulary: Vocabulary
 ):
