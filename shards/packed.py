@@ -61,7 +61,10 @@ _SIDECAR_ENCODINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """A document, or a piece of one, in a row: ids ``[start, stop)`` are the document's from ``offset`` on."""
+    """A document, or a piece of one, in a row: ids ``[start, stop)`` are the document's from ``offset`` on.
+
+    A later piece of a dialogue has its opening in front again; ``offset`` is then that of the first id that is new.
+    """
 
     sample_id: str
     dataset: str
