@@ -76,16 +76,19 @@ def parse_args(
     return parser.parse_args(argv)
 
 
-def load_config(path: Path, kind: type[ConfigT], overrides: Sequence[str] = ()) -> ConfigT:
+def load_config(
+    path: Path, kind: type[ConfigT], overrides: Sequence[str] = (), *, above: Mapping[str, Any] | None = None
+) -> ConfigT:
     """Read, merge, override and validate one config.
 
     Args:
+        above: tables that go on top of the file's, below the overrides.
         overrides: ``key.path=value`` strings; the value is read as TOML, or as a plain string if it is none.
 
     Raises:
         ConfigError: file missing, TOML broken, key unknown, type wrong; names file, key and fix.
     """
-    data = read_toml(path)
+    data = _merge(read_toml(path), above or {})
     for override in overrides:
         _apply_override(data, override, path)
     return validate(data, kind, where=str(path))

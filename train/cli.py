@@ -1,61 +1,91 @@
-"""``anygpt-train CONFIG [--set key=value]... [--limit STEP] [--dry-run]``: pretraining and instruction tuning alike.
+"""``anygpt-train CONFIG [--set key=value]... [--limit STEP] [--dry-run | --preflight]``: every stage of training alike.
 
-The same command continues a run that was stopped, and does nothing once it is finished. Under torchrun, srun or the
-``deepspeed`` launcher each process runs this command.
+The same command continues a run that was stopped, and does nothing once it is finished. CONFIG may be a curriculum, whose
+stages are such runs (:mod:`train.stages`). Under torchrun, srun or the ``deepspeed`` launcher each process runs this.
+
+``--dry-run`` prints the plan and the bill, whether data and weights are there yet or not; ``--gpus N --kind H200 --hourly 3
+--mfu 0.5`` say for which machines. ``--preflight`` looks at everything a run needs and takes one step that is thrown away.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from configs.load import load_config, parse_args
 from shards.errors import AnyGPTError
-from train.checkpoint import newest_checkpoint, read_run_state
+from train.bill import USUAL_MFU
+from train.bill_text import format_bill, format_outline
 from train.config import TrainConfig
-from train.plan import Plan, config_json, describe, make_plan
+from train.outline import outline_run
+from train.plan import config_json, describe, make_plan
+from train.run import is_finished, leave, preflight, run
+from train.stages import is_curriculum, load_stages, run_stages
+
+__all__ = ["is_finished", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train one run, or continue it; exit 0 done, 1 failed, 2 wrong usage or config."""
+    """Train one run or a curriculum, or continue it; exit 0 done, 1 failed, 2 wrong usage or config."""
     # The `deepspeed` launcher adds --local_rank; the environment says the same.
     words = [word for word in (sys.argv[1:] if argv is None else argv) if not word.startswith("--local_rank")]
-    args = parse_args("anygpt-train", "Train a backbone on packed shards; run again to continue.", words)
+    description = "Train a backbone on packed shards; run again to continue."
+    args = parse_args("anygpt-train", description, words, add=_add_options)
     try:
-        config = load_config(args.config, TrainConfig, args.set)
-        plan = make_plan(config, where=str(args.config))
-        if args.dry_run:
-            print(config_json(config) + describe(plan))
-            return 0
-        return _run(plan, args.limit)
+        return _curriculum(args) if is_curriculum(args.config) else _one_run(args)
     except AnyGPTError as error:
         print(f"anygpt-train: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def is_finished(plan: Plan) -> bool:
-    """Whether the last step is done and the model exported."""
-    checkpoint = newest_checkpoint(plan.checkpoints)
-    if checkpoint is None or not plan.final.is_dir():
-        return False
-    run = read_run_state(checkpoint)
-    return run.step >= plan.config.steps and dict(run.fingerprints) == plan.fingerprints_at(run.step)
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preflight", action="store_true", help="look at all a run needs, take one step, keep nothing")
+    bill = parser.add_argument_group("the bill", "with --dry-run")
+    bill.add_argument("--gpus", type=int, metavar="N", help="on so many GPUs")
+    bill.add_argument(
+        "--kind", metavar="DEVICE", help="a device of configs/rates.toml, or cpu; all of them if not given"
+    )
+    bill.add_argument("--hourly", type=float, metavar="USD", help="price of one device for an hour")
+    bill.add_argument("--mfu", type=float, default=USUAL_MFU, help="expected part of the peak (%(default)s)")
 
 
-def _run(plan: Plan, limit: int | None) -> int:
-    if is_finished(plan):
-        print(f"{plan.config.output}: all {plan.config.steps:,} steps are done, {plan.final} is there; nothing to do")
+def _one_run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, TrainConfig, args.set)
+    if args.dry_run:
+        print(_dry_run(config, args, where=args.config))
         return 0
-    # Seconds of imports, which a wrong config should not have to wait for.
-    from train.engine import stop_processes
-    from train.trainer import train
-
+    plan = make_plan(config, where=str(args.config))
     try:
-        done = train(plan, limit=limit)
+        if args.preflight:
+            preflight(plan, print)
+        else:
+            run(plan, print, limit=args.limit)
     finally:
-        stop_processes()
-    print(f"{plan.config.output}: {done:,} of {plan.config.steps:,} steps are done")
+        leave()
     return 0
+
+
+def _curriculum(args: argparse.Namespace) -> int:
+    stages = load_stages(args.config, args.set)
+    if args.dry_run:
+        for number, stage in enumerate(stages, start=1):
+            print(f"stage {number} of {len(stages)}: {stage.path}" + (f", from {stage.after}" if stage.after else ""))
+            print(_dry_run(stage.config, args, where=stage.path) + "\n")
+        return 0
+    try:
+        run_stages(stages, print, limit=args.limit, only_look=args.preflight)
+    finally:
+        leave()
+    return 0
+
+
+def _dry_run(config: TrainConfig, args: argparse.Namespace, *, where: Path) -> str:
+    outline = outline_run(config, where=str(where))
+    plan = format_outline(outline) if outline.missing else describe(make_plan(config, where=str(where)))
+    bill = format_bill(outline, gpus=args.gpus, kind=args.kind, mfu=args.mfu, usd_per_hour=args.hourly)
+    return config_json(config) + plan + ("\n" + bill if bill else "")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ h hidden, i intermediate size, L layers, H heads, V rows of the embedding, T = m
 
 Kept all the time (Rajbhandari et al. 2020, arXiv:1910.02054; the engine's own choices in :mod:`train.engine`):
 
-* weights b P, cut by N at ZeRO-3, which then also holds up to 10^9 gathered ones;
-* gradients b Pt, cut by N from ZeRO-2 on; plain torch sums them in float32, beside those of the pass;
-* float32 master weights 4 Pt and Adam's two moments 8 Pt, cut by N at every stage, whole in plain torch.
+* weights b P, cut by N at ZeRO-3, which then also holds up to ``engine.max_live`` gathered ones;
+* gradients b Pt, cut by N from ZeRO-2 on; sums in float32 take 4 Pt instead, in plain torch beside those of the pass;
+* float32 master weights 4 Pt and Adam's two moments 8 Pt, cut by N at every stage, whole in plain torch;
+* what ``engine.offload`` names is in host memory instead, with the gradients the optimizer reads;
+* in a pass, DeepSpeed's bucket of ``engine.reduce_bucket`` gradients, twice where sums overlap the pass.
 
 Kept from forward to backward, as torch saves it for transformers' LLaMA (measured with saved-tensor hooks in the tests):
 
@@ -18,7 +20,7 @@ Kept from forward to backward, as torch saves it for transformers' LLaMA (measur
 * feed-forward: gate, its activation, up and their product: 4 b i;
 * the head: gradients of its inputs, b h, and of its weights, b V h, are made in the forward pass (:mod:`train.loss`).
 
-With activation checkpointing a layer keeps its input, b h, and one layer at a time is computed again.
+With activation checkpointing a layer keeps its input, b h, and one such layer at a time is computed again.
 
 Passing, and never at the same moment: the logits of one chunk of targets with their probabilities and gradient beside the
 float32 gradient of the head, before backward; the gradients inside one layer, in backward; and, when all activations
@@ -34,12 +36,6 @@ from train.config import LoraConfig
 from train.plan import Shape
 
 GIB = 1 << 30
-BUCKET_NUMBERS = 500_000_000
-"""Of DeepSpeed's reduce bucket, which is laid out whole, however small the model."""
-
-GATHERED_NUMBERS = 1_000_000_000
-"""Weights that ZeRO-3 keeps gathered at most."""
-
 SHORT_DOCUMENT = 128
 """Ids up to which a document's attention weights are kept on a CPU."""
 
@@ -57,6 +53,10 @@ class Layout:
     Attributes:
         zero: None is plain torch.
         bytes_per_weight: 2 or 4.
+        bytes_per_gradient: of the sums over the passes of a step.
+        checkpointed: part of the layers.
+        buckets: numbers in DeepSpeed's buckets, which are laid out whole, however small the model.
+        live: weights that ZeRO-3 keeps gathered at most.
         chunk: targets whose logits exist at one time.
         document_length: mean length of documents that are kept apart; None: those of a row see each other.
         gpu: buckets are memory there; on a CPU nothing touches their pages.
@@ -65,16 +65,20 @@ class Layout:
     processes: int
     zero: Literal[1, 2, 3] | None
     bytes_per_weight: int
+    bytes_per_gradient: int
     micro_rows: int
-    checkpointing: bool
+    checkpointed: float
     chunk: int
+    buckets: int = 0
+    live: int = 0
+    offload: Literal["none", "optimizer", "parameters"] = "none"
     document_length: float | None = None
     gpu: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes of one process."""
+    """Bytes of one process: on its device, and what is offloaded to the host."""
 
     weights: float
     gradients: float
@@ -85,6 +89,7 @@ class MemoryPlan:
     recomputed: float
     passing: float
     step: float
+    host: float
 
     @property
     def states(self) -> float:
@@ -110,19 +115,20 @@ def plan_memory(shape: Shape, length: int, layout: Layout, lora: LoraConfig | No
     """
     total, trained = shape.num_parameters, trained_parameters(shape, lora)
     total += trained if lora is not None else 0
-    size, share = layout.bytes_per_weight, trained / layout.processes
-    layers = shape.num_layers
+    size = layout.bytes_per_weight
+    again = round(shape.num_layers * layout.checkpointed)
     layer, ends = layer_activations(shape, length, layout, lora), end_activations(shape, length, layout)
-    kept = layers * layout.micro_rows * length * shape.hidden_size * size if layout.checkpointing else layers * layer
-    states = _states(total, trained, layout)
-    head = _head_passing(shape, length, layout)
+    inputs = layout.micro_rows * length * shape.hidden_size * size
+    states, host = _states(total, trained, layout)
+    passing = max(_head_passing(shape, length, layout), _layer_passing(shape, length, layout))
     return MemoryPlan(
         **states,
-        buckets=BUCKET_NUMBERS * size if layout.zero and layout.gpu else 0,
-        activations=kept + ends,
-        recomputed=layer if layout.checkpointing else 0,
-        passing=max(head, _layer_passing(shape, length, layout)),
-        step=share * (4 + size if size < 4 else 4) if layout.zero else 0,
+        buckets=layout.buckets * size if layout.zero and layout.gpu else 0,
+        activations=again * inputs + (shape.num_layers - again) * layer + ends,
+        recomputed=layer if again else 0,
+        passing=passing,
+        step=_update(trained, layout),
+        host=host,
     )
 
 
@@ -177,24 +183,31 @@ def _apart(shape: Shape, layout: Layout) -> float:
     return shape.num_heads * layout.document_length * (4 + size if size < 4 else 4)
 
 
-def _states(total: int, trained: int, layout: Layout) -> dict[str, float]:
-    size, parts = layout.bytes_per_weight, layout.processes
-    if layout.zero is None:
-        # Sums of gradients are float32; those of the pass, in the weights' dtype, exist beside them.
-        return {
-            "weights": size * total,
-            "gradients": (4 + size) * trained,
-            "master": 4 * trained,
-            "moments": 8 * trained,
-        }
-    cut_weights, cut_gradients = layout.zero == 3, layout.zero >= 2
-    gathered = size * min(total, GATHERED_NUMBERS) * (1 - 1 / parts)
-    return {
-        "weights": size * total / parts + gathered if cut_weights else size * total,
-        "gradients": size * trained / (parts if cut_gradients else 1),
-        "master": 4 * trained / parts,
-        "moments": 8 * trained / parts,
+def _states(total: int, trained: int, layout: Layout) -> tuple[dict[str, float], float]:
+    """Bytes that stay, by kind, and those of them that are on the host."""
+    size, parts, zero = layout.bytes_per_weight, layout.processes, layout.zero
+    states: dict[str, float] = {
+        "weights": size * total / (parts if zero == 3 else 1),
+        "gradients": layout.bytes_per_gradient * trained / (parts if zero in (2, 3) else 1),
+        "master": 4 * trained / (parts if zero else 1),
+        "moments": 8 * trained / (parts if zero else 1),
     }
+    moved = {"none": (), "optimizer": ("gradients", "master", "moments"), "parameters": tuple(states)}[layout.offload]
+    host = sum(states[kind] for kind in moved)
+    states |= dict.fromkeys(moved, 0.0)
+    if zero is None:
+        states["gradients"] += size * trained  # those of the pass, beside their sums
+    if zero == 3:
+        states["weights"] += size * min(total, layout.live) * (1 - 1 / parts)
+    return states, host
+
+
+def _update(trained: int, layout: Layout) -> float:
+    """Float32 gradients of the partition that is updated, beside the flattened ones they are made from."""
+    if layout.zero is None or layout.offload != "none":
+        return 0.0
+    flattened = layout.bytes_per_gradient
+    return trained / layout.processes * (flattened if flattened == 4 else 4 + flattened)
 
 
 def _head_passing(shape: Shape, length: int, layout: Layout) -> float:

@@ -152,15 +152,11 @@ def config_json(config: TrainConfig) -> str:
 
 def describe(plan: Plan) -> str:
     """The plan, for ``--dry-run``."""
-    config, slots = plan.config, plan.config.batch_rows * plan.sequence_length
-    stop = config.steps * config.batch_rows
+    config, stop = plan.config, plan.config.steps * plan.config.batch_rows
     drawn, epochs = plan.mixture.rows_drawn(stop), plan.mixture.epochs(stop)
+    vocabulary = f"{plan.vocabulary.name}: {plan.vocabulary.size:,} ids"
     lines = [
-        f"run          {config.name}: {config.steps:,} steps of {config.batch_rows:,} rows of {plan.sequence_length:,}",
-        f"tokens       {config.steps * slots:,} ({slots:,} a step)",
-        f"parameters   {plan.shape.num_parameters:,} (vocabulary {plan.vocabulary.name}: {plan.vocabulary.size:,} ids)",
-        f"engine       {config.engine.kind}, ZeRO-{config.engine.zero}, {config.engine.dtype}",
-        "processes    " + ", ".join(map(str, legal_process_counts(config.batch_rows, config.engine.micro_batch_rows))),
+        *describe_run(config, plan.sequence_length, plan.shape, vocabulary=vocabulary),
         *_describe_windows(plan),
         "dataset                   share         rows      to read   epochs",
     ]
@@ -170,6 +166,20 @@ def describe(plan: Plan) -> str:
             f"{drawn[name]:>12,} {epochs[name]:>8.2f}"
         )
     return "\n".join(lines)
+
+
+def describe_run(
+    config: TrainConfig, sequence_length: int, shape: Shape | SoundStormConfig, *, vocabulary: str
+) -> list[str]:
+    """The lines that need no data."""
+    slots = config.batch_rows * sequence_length
+    return [
+        f"run          {config.name}: {config.steps:,} steps of {config.batch_rows:,} rows of {sequence_length:,}",
+        f"tokens       {config.steps * slots:,} ({slots:,} a step)",
+        f"parameters   {shape.num_parameters:,} (vocabulary {vocabulary})",
+        f"engine       {config.engine.kind}, ZeRO-{config.engine.zero}, {config.engine.dtype}",
+        "processes    " + ", ".join(map(str, legal_process_counts(config.batch_rows, config.engine.micro_batch_rows))),
+    ]
 
 
 def _describe_windows(plan: Plan) -> list[str]:

@@ -75,8 +75,15 @@ def shape_of_model(model: ModelConfig, vocabulary_size: int) -> Shape:
 
 def shape_of_folder(found: dict[str, Any], vocabulary_size: int) -> Shape:
     """Of the backbone in a folder, from its ``config.json``, grown to the vocabulary."""
-    sizes = (_there(found, SHAPE_KEYS[name]) for name in list(SHAPE_KEYS)[:5])
-    return Shape(max(vocabulary_size, found["vocab_size"]), *sizes, _there(found, "tie_word_embeddings"))
+    return Shape(
+        max(vocabulary_size, found["vocab_size"]),
+        found["hidden_size"],
+        found["num_hidden_layers"],
+        found["num_attention_heads"],
+        _there(found, "num_key_value_heads"),
+        found["intermediate_size"],
+        _there(found, "tie_word_embeddings"),
+    )
 
 
 def _there(found: dict[str, Any], name: str) -> Any:
