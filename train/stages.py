@@ -95,7 +95,7 @@ def load_stages(path: Path, overrides: Sequence[str] = ()) -> list[Stage]:
         ConfigError: a file is wrong, two stages have one name or one output, or a key is for a stage that is not there.
     """
     curriculum = load_config(path, CurriculumConfig)
-    files = [path.parent / file for file in curriculum.stages]
+    files = [Path(os.path.normpath(path.parent / file)) for file in curriculum.stages]
     names = [file.stem for file in files]
     doubles = sorted({name for name in names if names.count(name) > 1})
     strange = sorted(set(curriculum.set) - set(names))

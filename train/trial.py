@@ -23,14 +23,13 @@ def try_one_step(plan: Plan) -> str:
     device = trainer.processes.device
     with open_stream(trainer) as stream:
         begun = time.perf_counter()
-        norm = train_step(trainer, stream.next(), rate(plan.config, min(trainer.first_step, plan.config.steps)))
+        judged = train_step(trainer, stream.next(), rate(plan.config, min(trainer.first_step, plan.config.steps)))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begun
     tokens = plan.config.batch_rows * plan.sequence_length
-    line = (
-        f"step {trainer.first_step} took {seconds:.2f} s ({tokens / seconds:,.0f} tokens/s), gradient norm {norm:.4g}"
-    )
+    line = f"step {trainer.first_step} took {seconds:.2f} s ({tokens / seconds:,.0f} tokens/s), loss {judged.loss:.4g}"
+    line += f", refused: {judged.refused}" if judged.refused else ""
     return line + (_gpu_memory(plan, device, trainer.processes.world_size) if device.type == "cuda" else "")
 
 
