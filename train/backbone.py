@@ -21,12 +21,14 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from shards.errors import CheckpointError
 from shards.vocabulary import Vocabulary
+from train.acceleration import accelerate
 from train.attention import NAME as ATTENTION
 from train.collate import MicroBatch
 from train.config import ModelConfig, TrainConfig
 from train.embedding_growth import grow_rows, pad_rows
 from train.loss import HeadLoss
 from train.plan import Plan, Shape
+from train.processes import Processes
 from train.tokenizer_export import tokenizer_source
 from train.weight_files import WeightFiles
 
@@ -72,9 +74,8 @@ def build_backbone(plan: Plan) -> Backbone:
     causal.generation_config = GenerationConfig(**token_ids(plan.vocabulary))
     causal.config.use_cache = False
     causal.config._attn_implementation = ATTENTION
-    if config.engine.activation_checkpointing:
-        causal.gradient_checkpointing_enable({"use_reentrant": False})
     causal.train()
+    accelerate(causal, config.engine, Processes.from_environment().device)
     sizes = {"num_ids": plan.vocabulary.size, "head_chunk": config.engine.head_chunk}
     if config.lora is None:
         return Backbone(causal, **sizes)

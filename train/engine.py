@@ -15,13 +15,14 @@ Weights in lower precision are always the rounding of the float32 master, and no
 from __future__ import annotations
 
 import logging
+import math
 import os
 from typing import Any, Protocol
 
 import torch
 from torch import distributed, nn
 
-from train.backbone import parameters_by_name, torch_dtype
+from train.backbone import parameters_by_name
 from train.checkpoint import StateSource
 from train.checkpoint_files import MOMENTS
 from train.collate import MicroBatch
@@ -36,7 +37,7 @@ from train.engine_state import (
     trained_shapes,
 )
 from train.processes import Processes, start_processes, stop_processes, sum_over
-from train.torch_engine import Accept, TorchEngine, adamw
+from train.torch_engine import Accept, TorchEngine, adamw, clip, squared_norm
 
 __all__ = [
     "Accept",
@@ -94,8 +95,8 @@ class DeepSpeedEngine:
     """ZeRO-1, 2 or 3 in bf16 or float32."""
 
     def __init__(self, network: nn.Module, config: TrainConfig, processes: Processes, *, micro_batch_rows: int) -> None:
-        self._processes, self._dtype = processes, torch_dtype(config)
-        self._stage = config.engine.zero
+        self._processes, self._stage = processes, config.engine.zero
+        self._clip = config.optimizer.clip if _clips_itself(config.engine) else None
         deepspeed = _import_deepspeed(processes)
         optimizer = adamw(network.parameters(), config.optimizer)
         self._engine: Any = deepspeed.initialize(
@@ -109,6 +110,7 @@ class DeepSpeedEngine:
         self._shapes = trained_shapes(self._parameters)
         self._accept: Accept | None = None
         self._accepted: bool | None = None
+        self._found_norm = math.inf
         # DeepSpeed knows the norm only in the middle of its step; but it updates through the optimizer it was given, and
         # without that it rounds and gathers the weights that are there already.
         self._update = self._inner.step
@@ -119,8 +121,9 @@ class DeepSpeedEngine:
         return self._engine(batch)
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """Add the gradients of a summed loss; DeepSpeed averages over processes, which is undone here."""
-        self._engine.backward(loss * self._processes.world_size, scale_wrt_gas=False)
+        """Add the gradients of a summed loss; where DeepSpeed averages over processes that is undone here."""
+        averaged = self._processes.world_size if self._stage == 3 else 1
+        self._engine.backward(loss * averaged if averaged > 1 else loss, scale_wrt_gas=False)
         if not last:
             self._engine.step()  # counts the forward pass; the update comes at the last one
 
@@ -129,14 +132,21 @@ class DeepSpeedEngine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         assert self._engine.is_gradient_accumulation_boundary(), "a step ends after its last forward pass"
-        self._accept, self._accepted = accept, None
+        self._accept, self._accepted, self._found_norm = accept, None, math.inf
         self._engine.step()
         self._is_accepted()  # where DeepSpeed finds a norm that is not finite it updates nothing, and asks nobody
         return self._norm()
 
     def _update_if_accepted(self, closure: Any = None) -> None:
         del closure
+        if self._clip is None:
+            if self._is_accepted():
+                self._update()
+            return
+        gradients = [partition.grad for group in self._inner.param_groups for partition in group["params"]]
+        self._found_norm = float(self.sum(squared_norm(gradients)).sqrt())
         if self._is_accepted():
+            clip(gradients, self._found_norm, self._clip)
             self._update()
 
     def _is_accepted(self) -> bool:
@@ -145,7 +155,7 @@ class DeepSpeedEngine:
         return self._accepted
 
     def _norm(self) -> float:
-        return float(self._engine.optimizer._global_grad_norm)
+        return self._found_norm if self._clip is not None else float(self._engine.optimizer._global_grad_norm)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all processes; the same on each of them."""
@@ -230,12 +240,15 @@ def _import_deepspeed(processes: Processes) -> Any:
 def _deepspeed_config(config: TrainConfig, processes: Processes, micro_batch_rows: int) -> dict[str, Any]:
     passes = config.batch_rows // (micro_batch_rows * processes.world_size)
     low = config.engine.dtype == "bf16"
+    ours = _clips_itself(config.engine)
     found: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": passes,
-        "gradient_clipping": config.optimizer.clip,
-        "zero_optimization": _zero_config(config.engine, processes),
-        "bf16": {"enabled": low},
+        "gradient_clipping": 0.0 if ours else config.optimizer.clip,
+        # A loss is divided by the targets of all processes, so gradients are summed; ZeRO-3 can only average.
+        "gradient_allreduce_op": "sum" if config.engine.zero < 3 else "mean",
+        "zero_optimization": _zero_config(config.engine, processes) | ({"compute_grad_norm": False} if ours else {}),
+        "bf16": {"enabled": low, "check_grad_overflow": not ours} if low else {"enabled": False},
         "steps_per_print": 1 << 60,
         # Offloaded state is updated by torch's AdamW; DeepSpeed's would be compiled, and insists otherwise.
         "zero_force_ds_cpu_optimizer": False,
@@ -245,11 +258,24 @@ def _deepspeed_config(config: TrainConfig, processes: Processes, micro_batch_row
     return found
 
 
+def _clips_itself(engine: EngineConfig) -> bool:
+    """Whether the norm is taken here, of the flat partition: DeepSpeed reads every gradient four times for it.
+
+    It cannot be under ZeRO-3, whose partitions are updated one after the other, nor where its state is offloaded.
+    """
+    return engine.zero < 3 and engine.offload == "none"
+
+
 def _zero_config(engine: EngineConfig, processes: Processes) -> dict[str, Any]:
     on_gpu = processes.device.type == "cuda"
     overlap = engine.overlap if engine.overlap is not None else on_gpu and processes.world_size > 1
+    # A process that is alone owns every gradient: there is nothing to give away after each pass, and ZeRO-1 adds up the
+    # same sums without copying them. (With sums in float32 DeepSpeed has an optimizer of its own for ZeRO-1.)
+    alone = processes.world_size == 1
+    as_first = alone and engine.zero == 2 and engine.gradients != "fp32"
     found: dict[str, Any] = {
-        "stage": engine.zero,
+        "stage": 1 if as_first else engine.zero,
+        "reduce_scatter": not alone,  # one collective over the bucket where it is, not over a flattened copy
         "reduce_bucket_size": engine.reduce_bucket,
         "allgather_bucket_size": engine.gather_bucket,
         "overlap_comm": overlap,

@@ -11,6 +11,7 @@ bfloat16 by autograd, and then widened for the update some parameters at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -27,6 +28,9 @@ from train.processes import Processes, sum_over
 Accept = Callable[[float], bool]
 """Whether to make an update whose gradients have this norm."""
 
+_ADDED = 1 << 20
+"""Values whose squares are added up in one go."""
+
 _WIDENED = 500_000_000
 """Gradients that are widened to float32 at a time: 2 GB."""
 
@@ -36,6 +40,29 @@ def adamw(parameters: Iterable[torch.Tensor], config: OptimizerConfig) -> torch.
     return torch.optim.AdamW(
         parameters, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay, fused=True
     )
+
+
+def squared_norm(gradients: Iterable[torch.Tensor | None]) -> torch.Tensor:
+    """Sum of the squares of all values, in float32, as a scalar on their device.
+
+    A CPU adds up a tensor from front to back, which over millions of values costs digits; so they are taken in pieces.
+    """
+    pieces = [
+        torch.linalg.vector_norm(piece, dtype=torch.float32)
+        for gradient in gradients
+        if gradient is not None
+        for piece in (gradient.reshape(-1).split(_ADDED) if gradient.device.type == "cpu" else (gradient,))
+    ]
+    return torch.stack(pieces).square().sum()
+
+
+def clip(gradients: Iterable[torch.Tensor | None], norm: float, limit: float) -> None:
+    """Scale gradients of this norm to the limit, if they are beyond it; as ``torch.nn.utils.clip_grad_norm_``."""
+    scale = limit / (norm + 1e-6)
+    if scale < 1 or math.isnan(scale):
+        for gradient in gradients:
+            if gradient is not None:
+                gradient.mul_(scale)
 
 
 class TorchEngine:
@@ -72,14 +99,13 @@ class TorchEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         gradients = [self._summed_gradient(name) for name in self._master]
-        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
-        norm = torch.linalg.vector_norm(torch.stack(norms))
-        if accept is None or accept(float(norm)):
-            self._update((self._clip / (norm + 1e-6)).clamp(max=1.0))
+        norm = float(squared_norm(gradients).sqrt())
+        if accept is None or accept(norm):
+            self._update(norm)
             self._round_master_into_weights()
         for owner in (*self._parameters.values(), *self._master.values()):
             owner.grad = None
-        return float(norm)
+        return norm
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Sum over all processes; the same on each of them."""
@@ -120,27 +146,29 @@ class TorchEngine:
             owner.grad = torch.zeros_like(owner)
         return self.sum(owner.grad)
 
-    def _update(self, scale: torch.Tensor) -> None:
+    def _update(self, norm: float) -> None:
         """AdamW with clipped gradients; narrow ones are widened for some parameters at a time: it skips who has none."""
-        if not self._adds_low:
-            for master in self._master.values():
-                assert master.grad is not None, "made when it was summed"
-                master.grad.mul_(scale)
+        for part in _parts(self._master, self._parameters) if self._adds_low else [list(self._master)]:
+            if self._adds_low:
+                for name in part:
+                    self._master[name].grad = _widened(self._parameters[name])
+            clip([self._master[name].grad for name in part], norm, self._clip)
             self._optimizer.step()
-            return
-        for part in _parts(self._master, self._parameters):
-            for name in part:
-                parameter = self._parameters[name]
-                assert parameter.grad is not None, "made when it was summed"
-                self._master[name].grad, parameter.grad = parameter.grad.float().mul_(scale), None
-            self._optimizer.step()
-            self._optimizer.zero_grad()
+            if self._adds_low:
+                self._optimizer.zero_grad()
 
     @torch.no_grad()
     def _round_master_into_weights(self) -> None:
         if self._is_low:
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._master[name])
+
+
+def _widened(parameter: nn.Parameter) -> torch.Tensor:
+    """The gradient in float32, taken away from its parameter."""
+    gradient, parameter.grad = parameter.grad, None
+    assert gradient is not None, "made when it was summed"
+    return gradient.float()
 
 
 def _add_to(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
