@@ -94,14 +94,21 @@ class Saver:
         self._writer.__exit__(kind, error, trace)
 
     def save(self, step: int) -> None:
-        """Copy the state after ``step`` and write it in the background; a checkpoint being written is waited for.
+        """Copy the state after ``step`` and write it, in the background; a checkpoint being written is waited for.
 
         Raises:
             CheckpointError: the one before could not be written.
         """
-        self._writer.save(lambda: self._snapshot(step))
+        plan, state = self._plan, self._engine.export_state()
+        run = RunState(step, plan.fingerprints_at(step), self._figures(), json.loads(config_json(plan.config)))
+        copy, random = self._staging.copier(state), random_states()
+        self._writer.save(lambda: Snapshot(run, state.step, state.shapes, copy(), random))
         if not self._asynchronous:
             self._writer.wait()
+
+    def wait_for_copy(self) -> None:
+        """Call before every update: it would change what is being copied."""
+        self._writer.wait_for_copy()
 
     def wait(self) -> None:
         """Return when this process has written everything; the first process: when it is published.
@@ -122,8 +129,3 @@ class Saver:
                 stall_s=round(report.stall_s, 3),
                 seconds=round(report.seconds, 3),
             )
-
-    def _snapshot(self, step: int) -> Snapshot:
-        plan, state = self._plan, self._engine.export_state()
-        run = RunState(step, plan.fingerprints_at(step), self._figures(), json.loads(config_json(plan.config)))
-        return Snapshot(run, state.step, state.shapes, self._staging.copy(state), random_states())

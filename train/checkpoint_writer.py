@@ -8,6 +8,9 @@ but through the folder, so nothing here can hold up a collective of the training
 TOKEN is a number the processes of one start share, so what a killed run left behind is never taken for today's. One
 checkpoint is written at a time: a second one waits. An error in the thread is raised by the next call, with the path and
 the cause; the checkpoints from before stay.
+
+Even the copy is made in the thread. Master weights and moments change in the update alone, so the passes of the next step
+go on beside it, and :meth:`CheckpointWriter.wait_for_copy` holds the update back until it is done.
 """
 
 from __future__ import annotations
@@ -87,7 +90,7 @@ class Report:
 
     Attributes:
         stall_s: how long the training waited: for the checkpoint before, and for the copy.
-        seconds: how long the writing took beside it.
+        seconds: how long copy and writing took beside it.
     """
 
     path: Path
@@ -121,7 +124,9 @@ class CheckpointWriter:
         self._retention, self._timeout_s, self._file_bytes = retention, timeout_s, file_bytes
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._hurry = threading.Event()
+        self._copied, self._hurry = threading.Event(), threading.Event()
+        self._copied.set()
+        self._stall_s = 0.0
         self._reports: list[Report] = []
 
     def __enter__(self) -> Self:
@@ -138,21 +143,28 @@ class CheckpointWriter:
             self._thread.join()
 
     def save(self, copy: Callable[[], Snapshot]) -> None:
-        """Copy, and begin to write in the background.
+        """Begin to copy and to write in the background; the caller waits for the copy before it changes anything.
 
         Args:
-            copy: called when the checkpoint before is written, so that there is one copy at a time.
+            copy: called in the background, when the checkpoint before is written: there is one copy at a time.
 
         Raises:
             CheckpointError: the one before could not be written.
         """
         begun = time.perf_counter()
         self.wait()
-        snapshot = copy()
+        self._copied.clear()
         # A daemon: a second Ctrl-C ends the process at once, and leaves a temporary folder.
-        arguments = (snapshot, time.perf_counter() - begun)
-        self._thread = threading.Thread(target=self._run, args=arguments, name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(copy,), name="checkpoint", daemon=True)
         self._thread.start()
+        self._stall_s = time.perf_counter() - begun
+
+    def wait_for_copy(self) -> None:
+        """Return when what is to be saved may change again."""
+        if not self._copied.is_set():
+            begun = time.perf_counter()
+            self._copied.wait()
+            self._stall_s += time.perf_counter() - begun
 
     def wait(self) -> None:
         """Return when nothing is being written by this process any more.
@@ -172,14 +184,19 @@ class CheckpointWriter:
         reports, self._reports = self._reports, []
         return reports
 
-    def _run(self, snapshot: Snapshot, stall_s: float) -> None:
+    def _run(self, copy: Callable[[], Snapshot]) -> None:
+        begun = time.perf_counter()
         try:
-            self._write(snapshot, stall_s)
+            try:
+                snapshot = copy()
+            finally:
+                self._copied.set()
+            self._write(snapshot, begun)
         except Exception as error:  # noqa: BLE001 - the border of the thread: raised by the next wait()
             self._error = error
 
-    def _write(self, snapshot: Snapshot, stall_s: float) -> None:
-        begun, name = time.perf_counter(), checkpoint_name(snapshot.run.step)
+    def _write(self, snapshot: Snapshot, begun: float) -> None:
+        name = checkpoint_name(snapshot.run.step)
         temporary = self._folder / f"{name}.{self._token:x}{TEMPORARY_SUFFIX}"
         try:
             _write_own(temporary, snapshot, self._rank, self._world_size, self._file_bytes)
@@ -188,7 +205,7 @@ class CheckpointWriter:
                 size = _publish(temporary, self._folder / name, snapshot, written)
                 _remove_old(self._folder, self._retention)
                 seconds = time.perf_counter() - begun
-                self._reports.append(Report(self._folder / name, snapshot.run.step, size, stall_s, seconds))
+                self._reports.append(Report(self._folder / name, snapshot.run.step, size, self._stall_s, seconds))
         except (OSError, CheckpointError) as error:
             self._give_up(temporary, error)
             raise CheckpointError(_explain(self._folder, temporary, error)) from error

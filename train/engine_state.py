@@ -13,7 +13,7 @@ No import of DeepSpeed here; the two functions that know its optimizers' attribu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,21 +60,43 @@ class Staging:
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
 
-    def copy(self, state: LocalState) -> list[Fragment]:
-        """Copy all fragments; they are overwritten by the next call."""
+    def copier(self, state: LocalState) -> Callable[[], list[Fragment]]:
+        """What copies all fragments, as they are after the work that is queued now.
+
+        It may run in another thread while passes go on, and must have run before the next update. The fragments it gives
+        are overwritten by the next one.
+        """
         tensors = [fragment.tensors[kind] for fragment in state.fragments for kind in KINDS]
+        gpu = next((tensor.device for tensor in tensors if tensor.is_cuda), None)
+        updated = torch.cuda.Event() if gpu is not None else None
+        if updated is not None:
+            updated.record()
+
+        def copy() -> list[Fragment]:
+            if gpu is None or updated is None:
+                places = self._copy(tensors, pinned=False)
+            else:
+                # A stream of its own, and this process's GPU: a new thread would begin on the first one.
+                stream = torch.cuda.Stream(gpu)
+                with torch.cuda.device(gpu), torch.cuda.stream(stream):
+                    stream.wait_event(updated)
+                    places = self._copy(tensors, pinned=True)
+                    stream.synchronize()
+            arrays = iter([place.numpy() for place in places])
+            return [Fragment(one.name, one.start, {kind: next(arrays) for kind in KINDS}) for one in state.fragments]
+
+        return copy
+
+    def _copy(self, tensors: Sequence[torch.Tensor], *, pinned: bool) -> list[torch.Tensor]:
         total = sum(tensor.numel() for tensor in tensors)
         if self._buffer.numel() != total:
             # Pinned memory is what a GPU can copy into at full speed; it takes seconds to get, so it is kept.
-            self._buffer = torch.empty(total, dtype=torch.float32, pin_memory=torch.cuda.is_available())
+            self._buffer = torch.empty(total, dtype=torch.float32, pin_memory=pinned)
         places = list(self._buffer.split([tensor.numel() for tensor in tensors]))
         with torch.no_grad():
             for place, tensor in zip(places, tensors, strict=True):
                 place.copy_(tensor, non_blocking=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        arrays = iter([place.numpy() for place in places])
-        return [Fragment(one.name, one.start, {kind: next(arrays) for kind in KINDS}) for one in state.fragments]
+        return places
 
 
 def trained_shapes(parameters: Mapping[str, nn.Parameter]) -> dict[str, Shape]:
@@ -169,7 +191,7 @@ def whole_state(state: LocalState) -> OptimizerState:
         ValueError: this process holds a part; write a checkpoint and read that.
     """
     tensors: dict[str, dict[str, npt.NDArray[np.float32]]] = {kind: {} for kind in KINDS}
-    for fragment in Staging().copy(state):
+    for fragment in Staging().copier(state)():
         shape = state.shapes[fragment.name]
         if fragment.count != math.prod(shape):
             raise ValueError(f"{fragment.name}: expected all of {shape} here, found {fragment.count} values of it")

@@ -52,12 +52,9 @@ class Trainer:
     validation: Validation
     micro_rows: int
     first_step: int
+    saver: Saver
     stop: StopRequest
     differs: list[str]
-
-    def figures(self) -> dict[str, Any]:
-        """What a checkpoint stores of the log; all processes must call."""
-        return self.gauges.to_json() | {"guard": self.guard.to_json()}
 
 
 def train(plan: Plan, *, limit: int | None = None) -> int:
@@ -72,7 +69,7 @@ def train(plan: Plan, *, limit: int | None = None) -> int:
     with ExitStack() as stack:
         log = stack.enter_context(_open_log(trainer))
         stream = stack.enter_context(open_stream(trainer))
-        saver = stack.enter_context(Saver(plan, trainer.engine, trainer.processes, trainer.figures))
+        saver = stack.enter_context(trainer.saver)
         profile = stack.enter_context(Profile(config.profile, config.output, trainer.processes))
         stack.enter_context(trainer.stop)
         for step in range(trainer.first_step, stop + 1):
@@ -129,6 +126,10 @@ def start(plan: Plan) -> Trainer:
     gauges = Gauges(plan, objective.loss_groups, processes=processes, total=engine.sum, before=before)
     guard = Guard(config.guards, before.get("guard", {}))
     validation = Validation(plan, objective, network, engine, processes, micro_rows=micro_rows)
+
+    def figures() -> dict[str, Any]:
+        return gauges.to_json() | {"guard": guard.to_json()}
+
     stop = StopRequest(listen=config.checkpoint.on_signal == "save")
     first_step = run.step + 1 if run else 1
     return Trainer(
@@ -142,6 +143,7 @@ def start(plan: Plan) -> Trainer:
         validation,
         micro_rows,
         first_step,
+        Saver(plan, engine, processes, figures),
         stop,
         differences(plan, checkpoint),
     )
@@ -171,6 +173,7 @@ def train_step(trainer: Trainer, batch: HostBatch, lr: float) -> Judgement:
         judged.append(trainer.guard.judge(loss, mean_norm))
         return not judged[0].refused
 
+    trainer.saver.wait_for_copy()  # of what the update is about to change
     engine.step(lr, accept=accept)
     trainer.gauges.end(judged[0])
     return judged[0]
