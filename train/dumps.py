@@ -45,9 +45,9 @@ def gather_losses(
         losses: (targets,) of this process's rows, in their order.
         total: sums a tensor over the processes.
     """
-    own = np.zeros(batch.is_target.shape, np.float32)
+    own = np.zeros((len(batch.positions), plan.sequence_length), np.float32)
     own[:, 1:][batch.is_target[:, 1:]] = losses.detach().float().cpu().numpy()
-    whole = np.zeros((plan.config.batch_rows, own.shape[1]), np.float32)
+    whole = np.zeros((plan.config.batch_rows, plan.sequence_length), np.float32)
     whole[batch.positions - (step - 1) * plan.config.batch_rows] = own
     return total(torch.from_numpy(whole).to(losses.device)).cpu().numpy()
 

@@ -140,12 +140,12 @@ def draw_rows(dataset: PackedDataset, count: int, *, key: str) -> list[int]:
     digest = hashlib.blake2b(key.encode(), digest_size=8, person=b"validation").digest()
     random = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "big")))
     sizes = np.array([shard.num_rows for shard in dataset.manifest.shards])
-    firsts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    stops = np.cumsum(sizes)
     order = random.permutation(len(sizes))
     # As many shards as have enough rows, and no fewer than the usual few.
     enough = int(np.searchsorted(np.cumsum(sizes[order]), count)) + 1
     chosen = order[: max(_SHARDS, enough)]
-    rows = np.concatenate([np.arange(firsts[shard], firsts[shard] + sizes[shard]) for shard in chosen])
+    rows = np.concatenate([np.arange(int(stops[shard] - sizes[shard]), int(stops[shard])) for shard in chosen.tolist()])
     return sorted(random.permutation(rows)[:count].tolist())
 
 

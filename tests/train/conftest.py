@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from shards.manifest import Manifest, write_manifest
-from shards.packed import FORMAT_VERSION, PackedRow, write_packed_shard
+from shards.packed import FORMAT_VERSION, PackedRow, Placement, write_packed_shard
 from shards.vocabulary import Vocabulary, lay_out
 from train.config import TrainConfig
 from train.plan import Plan, make_plan
@@ -84,7 +85,10 @@ def write_toy_dataset(root: Path, modality: str, vocabulary: Vocabulary) -> Path
     rows = [_row(rng, modality, vocabulary) for _ in range(ROWS)]
     folder = root / modality
     entry = write_packed_shard(folder / "shard-00000.arrow", rows, vocabulary=vocabulary, sequence_length=LENGTH)
-    extra = {"sequence_length": LENGTH}
+    tokens = Counter[str]()
+    for placement in (placement for row in rows for placement in row.placements):
+        tokens[placement.direction] += placement.stop - placement.start
+    extra = {"sequence_length": LENGTH, "tokens_by_direction": dict(tokens)}
     fingerprint = f"{modality:0<16}"
     write_manifest(
         folder, Manifest("packed", modality, fingerprint, (entry,), FORMAT_VERSION, vocabulary=vocabulary, extra=extra)
@@ -96,6 +100,7 @@ def _row(rng: np.random.Generator, modality: str, vocabulary: Vocabulary) -> Pac
     ids: list[int] = []
     starts: list[int] = []
     spans: list[tuple[int, int]] = []
+    placements: list[Placement] = []
     block = vocabulary.block(modality)
     while True:
         word, frames = int(rng.integers(3, 20)), int(rng.integers(2, 8))
@@ -105,9 +110,13 @@ def _row(rng: np.random.Generator, modality: str, vocabulary: Vocabulary) -> Pac
         if len(ids) + len(document) > LENGTH:
             break
         starts.append(len(ids))
+        direction = f"text_to_{modality}" if frames % 2 else f"{modality}_to_text"
+        placements.append(
+            Placement(f"{modality}/{word}-{frames}", modality, 0, direction, len(ids), len(ids) + len(document))
+        )
         # Only what follows the first word counts, so that masks differ from "everything".
         spans.append((len(ids) + 2, len(ids) + len(document)))
         ids += document
     padded = np.full(LENGTH, vocabulary.pad_id)
     padded[: len(ids)] = ids
-    return PackedRow(padded, len(ids), tuple(starts), tuple(spans))
+    return PackedRow(padded, len(ids), tuple(starts), tuple(spans), tuple(placements))
