@@ -16,7 +16,8 @@ Kept from forward to backward, as torch saves it for transformers' LLaMA (measur
 * RMSNorm, twice a layer and once at the end: its input in float32 and its normalised input, (4 + b) h, and one float32;
 * inputs of query, key and value, and of gate and up: b h each;
 * attention: query, key, value and output, each b h (keys and values are repeated for all heads), 4 H for the softmax;
-* documents kept apart: their outputs once more, b h; or, of short ones on a CPU, H attention weights for every pair;
+* documents kept apart: their outputs once more, b h; or, of short ones on a CPU, H weights
+  for every pair, and queries, keys and values twice;
 * feed-forward: gate, its activation, up and their product: 4 b i;
 * the head: gradients of its inputs, b h, and of its weights, b V h, are made in the forward pass (:mod:`train.loss`).
 
@@ -58,7 +59,7 @@ class Layout:
         buckets: numbers in DeepSpeed's buckets, which are laid out whole, however small the model.
         live: weights that ZeRO-3 keeps gathered at most.
         chunk: targets whose logits exist at one time.
-        document_length: mean length of documents that are kept apart; None: those of a row see each other.
+        document_length: of the document that an id is in, where they are kept apart; None: those of a row see each other.
         gpu: buckets are memory there; on a CPU nothing touches their pages.
     """
 
@@ -180,7 +181,9 @@ def _apart(shape: Shape, layout: Layout) -> float:
     size = layout.bytes_per_weight
     if layout.gpu or layout.document_length > SHORT_DOCUMENT:
         return size * shape.hidden_size  # the output, where documents lie and where their row does
-    return shape.num_heads * layout.document_length * (4 + size if size < 4 else 4)
+    weights = shape.num_heads * layout.document_length * (4 + size if size < 4 else 4)
+    # A document that is alone in its batch is a view of all queries, keys and values; those of others are copies.
+    return weights + 3 * size * shape.hidden_size
 
 
 def _states(total: int, trained: int, layout: Layout) -> tuple[dict[str, float], float]:

@@ -9,17 +9,30 @@ there is named, so that nobody takes a plan for a run that could start.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from configs.load import Config, load_config
 from shards.errors import ConfigError
 from shards.manifest import Manifest, read_manifest
+from shards.reader import open_packed
+from shards.storage import is_remote
 from shards.vocabulary import lay_out
 from train.config import SoundStormConfig, TrainConfig
 from train.mix_config import PhasedMixtureConfig
 from train.shape import LLAMA_2_7B, SHAPE_KEYS, Shape, check_expected_shape, shape_of_folder, shape_of_model
+
+_ROWS_LOOKED_AT = 64
+"""Of each dataset, for the length of its documents."""
+
+
+_PADDED_TO = 8
+"""Documents of like length are computed together, padded to a multiple of this at least (:mod:`train.attention`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +41,7 @@ class Outline:
 
     Attributes:
         vocabulary: its name, for the reader.
-        document_length: mean ids of a document; None when it is not known.
+        document_length: of the document that an id is in, on the mean; None when it is not known, or does not matter.
         missing: what is not there, and what was planned with instead.
     """
 
@@ -57,21 +70,22 @@ def outline_run(config: TrainConfig, *, where: str) -> Outline:
     Raises:
         ConfigError: something is neither there nor said; or what is there is not what is said.
     """
-    found, missing = _manifests(config)
+    folders, missing = _folders(config)
+    found = {name: read_manifest(folder) for name, folder in folders.items()}
     length = _length(config, found, where)
     name, size = _vocabulary(config, found, where)
     if config.objective == "soundstorm":
         return Outline(config, config.soundstorm, length, name, size, None, tuple(missing))
     shape, instead = _shape(config, size)
-    return Outline(config, shape, length, name, size, _document_length(found), (*missing, *instead))
+    return Outline(config, shape, length, name, size, _document_length(config, folders.values()), (*missing, *instead))
 
 
-def _manifests(config: TrainConfig) -> tuple[dict[str, Manifest], list[str]]:
+def _folders(config: TrainConfig) -> tuple[dict[str, Path], list[str]]:
     """Of the datasets that are there, and a line about the others."""
     mixture = load_config(config.mixture, PhasedMixtureConfig)
-    folders = {name: mixture.paths.get(name, config.data / name) for name in mixture.names}
-    found = {name: read_manifest(folder) for name, folder in folders.items() if folder.is_dir()}
-    absent = [name for name in folders if name not in found]
+    every = {name: mixture.paths.get(name, config.data / name) for name in mixture.names}
+    found = {name: folder for name, folder in every.items() if folder.is_dir()}
+    absent = [name for name in every if name not in found]
     if not absent:
         return found, []
     which = "all datasets" if not found else ", ".join(absent)
@@ -142,8 +156,16 @@ def _folder_config(folder: Path | None) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else None
 
 
-def _document_length(found: dict[str, Manifest]) -> float | None:
-    """Mean of all datasets, as far as their manifests count documents."""
-    counted = [manifest for manifest in found.values() if manifest.counts.get("written")]
-    documents = sum(int(manifest.counts["written"]) for manifest in counted)
-    return sum(sum(manifest.tokens.values()) for manifest in counted) / documents if documents else None
+def _document_length(config: TrainConfig, folders: Iterable[Path]) -> float | None:
+    """Of the document that an id is in, on the mean over the first rows of datasets on this machine."""
+    if config.attention == "row":
+        return None
+    lengths: list[npt.NDArray[np.int64]] = []
+    for folder in folders:
+        if not is_remote(folder):
+            dataset = open_packed(folder, verify="off")
+            for row in range(min(dataset.num_rows, _ROWS_LOOKED_AT)):
+                lengths.append(np.diff(dataset.document_starts(row), append=dataset.sequence_length).astype(np.int64))
+    every = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    padded = -(-every // _PADDED_TO) * _PADDED_TO
+    return float((padded**2).sum() / every.sum()) if every.size else None
