@@ -5,10 +5,12 @@ The order matters: Liger replaces code that compiling would look at, and a layer
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM
 
 from shards.errors import ConfigError
@@ -49,12 +51,11 @@ def checkpointed_layers(num_layers: int, part: float) -> list[bool]:
 
 
 def _checkpoint(causal: LlamaForCausalLM, part: float) -> None:
-    if not part:
-        return
-    causal.gradient_checkpointing_enable({"use_reentrant": False})
+    """What transformers' own switch does, which knows only all layers or none."""
     layers = list(causal.model.layers)
     for layer, chosen in zip(layers, checkpointed_layers(len(layers), part), strict=True):
         layer.gradient_checkpointing = chosen  # pyright: ignore[reportArgumentType]
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # pyright: ignore[reportArgumentType]
 
 
 def _apply_liger(causal: nn.Module, device: torch.device) -> None:

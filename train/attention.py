@@ -14,8 +14,6 @@ Shapes: B rows, L ids a row, T = B * L ids, H heads, D head size.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,16 +32,12 @@ NAME = "anygpt_documents"
 _SHORT = 128
 """Up to this length the fused kernel's backward pass on a CPU takes two to four times as long as the plain one."""
 
-_CUDNN_FIRST = partial(
-    sdpa_kernel,
-    [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ],
-    set_priority=True,
-)
+_CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def set_kernel(network: nn.Module, kernel: Kernel, *, cudnn: bool = False) -> None:
@@ -85,8 +79,10 @@ def attend(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if documents is None:
-        with _CUDNN_FIRST() if getattr(module, "prefers_cudnn", False) else nullcontext():
-            return _fused_attention(query, key, value, scaling).transpose(1, 2), None
+        if getattr(module, "prefers_cudnn", False):
+            with sdpa_kernel(_CUDNN_FIRST, set_priority=True):
+                return _fused_attention(query, key, value, scaling).transpose(1, 2), None
+        return _fused_attention(query, key, value, scaling).transpose(1, 2), None
     kernel: Kernel = getattr(module, "document_kernel", "buckets")
     if kernel != "buckets":
         rows, heads, length, size = query.shape

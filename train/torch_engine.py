@@ -76,9 +76,9 @@ class TorchEngine:
         self._is_low, self._adds_low = low != torch.float32, config.engine.gradients == "bf16"
         self._master: dict[str, torch.Tensor] = {}
         for name, parameter in self._parameters.items():
-            parameter.data = parameter.data if self._is_low else parameter.data.float()
-            self._master[name] = parameter.detach().float().clone() if self._is_low else parameter
-            parameter.data = parameter.data.to(low)
+            full = parameter.detach().float()  # the same memory, where it is float32 already
+            parameter.data = full.to(low)
+            self._master[name] = full if self._is_low else parameter
             if self._is_low and not self._adds_low:
                 parameter.register_post_accumulate_grad_hook(_add_to(self._master[name]))
         self._shapes = trained_shapes(self._parameters)
