@@ -152,6 +152,8 @@ class DeepSpeedEngine:
     def _is_accepted(self) -> bool:
         if self._accepted is None:  # a step updates one partition after the other
             self._accepted = self._accept is None or self._accept(self._norm())
+            if not self._accepted and not self._inner.state:
+                self._make_empty_moments(0)  # after its first step, made or not, DeepSpeed wants to find some
         return self._accepted
 
     def _norm(self) -> float:
