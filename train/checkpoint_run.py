@@ -125,7 +125,7 @@ class Saver:
                 "checkpoint",
                 step=report.step,
                 path=report.path.name,
-                gb=round(report.bytes / 1e9, 3),
-                stall_s=round(report.stall_s, 3),
+                gb=round(report.bytes / 1e9, 6),
+                stall_s=round(report.stall_s + (0 if self._asynchronous else report.seconds), 3),
                 seconds=round(report.seconds, 3),
             )
