@@ -29,7 +29,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int, num_ids: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_gradient = hidden_ND.requires_grad or weight_VD.requires_grad
         losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
@@ -37,7 +37,8 @@ class _SummedCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
-            gradient_CV = _chunk_losses(hidden_ND[part], weight_VD, targets_N[part], losses_N[part], needs_gradient)
+            of_chunk = hidden_ND[part], weight_VD, targets_N[part], losses_N[part]
+            gradient_CV = _chunk_losses(*of_chunk, num_ids=num_ids, needs_gradient=needs_gradient)
             if gradient_CV is not None and hidden_gradient is not None and weight_gradient is not None:
                 torch.mm(gradient_CV, weight_VD, out=hidden_gradient[part])
                 weight_gradient += gradient_CV.T @ hidden_ND[part]
@@ -47,12 +48,13 @@ class _SummedCrossEntropy(torch.autograd.Function):
         return losses_N.sum(), losses_N
 
     @staticmethod
-    def backward(ctx: Any, *output_gradients: Any) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+    def backward(ctx: Any, *output_gradients: Any) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         scale = output_gradients[0]
         return (
             hidden_gradient * scale.to(hidden_gradient.dtype),
             weight_gradient * scale.to(weight_gradient.dtype),
+            None,
             None,
             None,
         )
@@ -63,6 +65,8 @@ def _chunk_losses(
     weight_VD: torch.Tensor,
     targets_C: torch.Tensor,
     losses_C: torch.Tensor,
+    *,
+    num_ids: int,
     needs_gradient: bool,
 ) -> torch.Tensor | None:
     """Write the losses of a chunk; return the gradient of its logits, (C, V) in the dtype of the weights."""
@@ -71,10 +75,17 @@ def _chunk_losses(
     for start in range(0, len(targets_C), rows):
         part = slice(start, start + rows)
         logits = hidden_CD[part] @ weight_VD.T
+        if num_ids < len(weight_VD):
+            # All rows are multiplied, and those that only pad the vocabulary never predicted: with logits of a width that is
+            # a multiple of 64, matrix units of a GPU read and write whole blocks.
+            logits[:, num_ids:] = float("-inf")
         target = targets_C[part, None]
         # One pass gives the probabilities, which the gradient needs anyway; a log_softmax would cost a second exp.
         probabilities = torch.softmax(logits, dim=-1, dtype=torch.float32)
-        losses_C[part] = _losses(probabilities.gather(1, target).squeeze(1), logits, target)
+        if logits.device.type == "cpu":
+            losses_C[part] = _losses(probabilities.gather(1, target).squeeze(1), logits, target)
+        else:
+            losses_C[part] = _losses_by_maximum(probabilities, logits, target)
         if gradient_CV is not None:
             probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
             gradient_CV[part] = probabilities
@@ -91,18 +102,30 @@ def _losses(of_target: torch.Tensor, logits: torch.Tensor, target: torch.Tensor)
     return losses
 
 
+def _losses_by_maximum(probabilities: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The same from the largest probability, which never vanishes, and how far the target's logit is below it.
+
+    Nothing here depends on a value, so a GPU is not waited for; on a CPU it costs a pass more.
+    """
+    largest, place = probabilities.max(dim=-1, keepdim=True)
+    below = logits.gather(1, place).float() - logits.gather(1, target).float()
+    return (below - largest.log()).squeeze(1)
+
+
 def summed_cross_entropy(
-    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, *, chunk: int
+    hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, *, chunk: int, num_ids: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the cross entropies of ``hidden_ND @ weight_VD.T``, and each of them.
 
     Args:
         chunk: targets whose logits exist at one time.
+        num_ids: rows of the weight that can be predicted, the first ones; None: all.
 
     Returns:
         A scalar that can be differentiated, and (N,) float32 that cannot.
     """
-    return _SummedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk)  # pyright: ignore[reportReturnType]
+    known = len(weight_VD) if num_ids is None else num_ids
+    return _SummedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, known)  # pyright: ignore[reportReturnType]
 
 
 class HeadLoss(nn.Module):
@@ -128,9 +151,9 @@ class HeadLoss(nn.Module):
             Summed loss, and (N,) the loss of every target in the order of the rows.
         """
         wanted = labels[:, 1:] != IGNORED
-        # Rows that only pad the vocabulary (a folder's, to a multiple of 64) are never predicted.
-        weight = self.weight if len(self.weight) == self._num_ids else self.weight[: self._num_ids]
-        return summed_cross_entropy(hidden[:, :-1][wanted], weight, labels[:, 1:][wanted], chunk=self._chunk)
+        return summed_cross_entropy(
+            hidden[:, :-1][wanted], self.weight, labels[:, 1:][wanted], chunk=self._chunk, num_ids=self._num_ids
+        )
 
 
 def full_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

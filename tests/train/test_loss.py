@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from train.collate import IGNORED
-from train.loss import HeadLoss, full_cross_entropy, summed_cross_entropy
+from train.loss import HeadLoss, _losses_by_maximum, full_cross_entropy, summed_cross_entropy
 
 ROWS, LENGTH, HIDDEN, IDS = 3, 41, 16, 70
 
@@ -44,6 +44,16 @@ def test_a_target_that_is_all_but_impossible_costs_what_it_should():
     loss, losses = HeadLoss(torch.nn.Parameter(weight), num_ids=IDS, chunk=16)(hidden * 100, labels)
     assert losses.max() > 500 and losses.isfinite().all()
     assert loss.item() == pytest.approx(full_cross_entropy(hidden * 100, weight, labels).item(), rel=1e-6)
+
+
+def test_losses_by_the_largest_probability_are_the_losses():
+    """What a GPU computes, which nobody wants to wait for: targets likely, unlikely and all but impossible."""
+    logits = torch.randn(50, IDS, generator=torch.Generator().manual_seed(0)) * torch.logspace(-2, 3, 50)[:, None]
+    target = torch.arange(50)[:, None] % IDS
+    found = _losses_by_maximum(torch.softmax(logits, dim=-1, dtype=torch.float32), logits, target)
+    expected = -torch.log_softmax(logits.double(), dim=-1).gather(1, target).squeeze(1)
+    assert expected.max() > 500
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_in_bfloat16_it_is_as_close_to_the_truth_as_the_plain_way():
