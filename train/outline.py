@@ -25,7 +25,7 @@ from shards.storage import is_remote
 from shards.vocabulary import lay_out
 from train.config import SoundStormConfig, TrainConfig
 from train.mix_config import PhasedMixtureConfig
-from train.shape import LLAMA_2_7B, SHAPE_KEYS, Shape, check_expected_shape, shape_of_folder, shape_of_model
+from train.shape import LLAMA_2_7B, SHAPE_KEYS, Shape, check_expected_shape, padded, shape_of_folder, shape_of_model
 
 _ROWS_LOOKED_AT = 64
 """Of each dataset, for the length of its documents."""
@@ -77,6 +77,7 @@ def outline_run(config: TrainConfig, *, where: str) -> Outline:
     if config.objective == "soundstorm":
         return Outline(config, config.soundstorm, length, name, size, None, tuple(missing))
     shape, instead = _shape(config, size)
+    shape = padded(shape, config.model.pad_vocabulary_to)
     return Outline(config, shape, length, name, size, _document_length(config, folders.values()), (*missing, *instead))
 
 

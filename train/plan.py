@@ -18,11 +18,12 @@ from shards.reader import PackedDataset, open_packed, same_vocabulary
 from shards.schedule import Schedule
 from shards.shard_cache import ShardCache
 from shards.storage import is_remote
+from shards.tokenizer_files import check_added_tokens, extends
 from shards.vocabulary import MediaBlock, Vocabulary
 from shards.windows import Windows
 from train.config import MixtureConfig, SoundStormConfig, TrainConfig
 from train.mix_config import PhasedMixtureConfig, make_schedule
-from train.shape import Shape, check_expected_shape, shape_of_folder, shape_of_model
+from train.shape import Shape, check_expected_shape, padded, shape_of_folder, shape_of_model
 
 FINAL_FOLDER = "final"
 VOCABULARY_NAME = "vocabulary.json"
@@ -223,10 +224,10 @@ def _same_length(datasets: dict[str, PackedDataset], config: TrainConfig, where:
 
 def _shape(config: TrainConfig, vocabulary: Vocabulary) -> Shape:
     if config.init.folder is None:
-        return shape_of_model(config.model, vocabulary.size)
+        return padded(shape_of_model(config.model, vocabulary.size), config.model.pad_vocabulary_to)
     folder = _read_folder(config.init.folder, vocabulary)
     check_expected_shape(config.model, folder, config.init.folder / "config.json")
-    return shape_of_folder(folder, vocabulary.size)
+    return padded(shape_of_folder(folder, vocabulary.size), config.model.pad_vocabulary_to)
 
 
 def _speech_shape(config: TrainConfig, vocabulary: Vocabulary) -> SoundStormConfig:
@@ -256,12 +257,16 @@ def _read_folder(folder: Path, vocabulary: Vocabulary) -> dict[str, Any]:
     own = folder / VOCABULARY_NAME
     if own.is_file():
         found = Vocabulary.from_json(json.loads(own.read_text(encoding="utf-8")))
-        if found.fingerprint != vocabulary.fingerprint:
+        if not extends(vocabulary, found):
             raise FingerprintMismatch(
                 f"{own}: the weights speak vocabulary {found.name} ({found.fingerprint}), the data "
                 f"{vocabulary.name} ({vocabulary.fingerprint}); pack the data again with the vocabulary of the weights"
             )
-    elif config["vocab_size"] < vocabulary.size and config["vocab_size"] != vocabulary.text_size:
+    elif (
+        not check_added_tokens(folder, vocabulary)
+        and config["vocab_size"] < vocabulary.size
+        and config["vocab_size"] != vocabulary.text_size
+    ):
         raise DatasetError(
             f"{path}: expected a model of the {vocabulary.text_size:,} text ids or of all {vocabulary.size:,} ids of "
             f"{vocabulary.name}, found {config['vocab_size']:,}; pack the data with the tokenizer of this model"
@@ -282,7 +287,11 @@ def _fingerprints(
         batch |= {"masks": config.seed}
     else:
         start = {"shape": [getattr(shape, name) for name in shape.__slots__]}
-        start |= {"model": config.model.model_dump(mode="json")} if config.init.folder is None else {}
+        # The shape has the padding; without this key, runs from before there was one are continued.
+        model = config.model.model_dump(mode="json", exclude={"pad_vocabulary_to"})
+        start |= {"model": model} if config.init.folder is None else {}
+        if config.lora is not None:
+            start |= {"lora": config.lora.model_dump(mode="json", exclude={"dropout", "export"})}
         batch |= {"attention": config.attention}
     return {
         "vocabulary": vocabulary.fingerprint,

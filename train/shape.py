@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,11 @@ def shape_of_folder(found: dict[str, Any], vocabulary_size: int) -> Shape:
         found["intermediate_size"],
         _there(found, "tie_word_embeddings"),
     )
+
+
+def padded(shape: Shape, multiple: int) -> Shape:
+    """With as many rows of embedding and head as the next multiple."""
+    return replace(shape, vocabulary_size=-(-shape.vocabulary_size // multiple) * multiple)
 
 
 def _there(found: dict[str, Any], name: str) -> Any:

@@ -125,8 +125,10 @@ def test_equal_plans_give_equal_weights_and_leave_the_global_generator_alone(mak
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_the_plan_counts_the_parameters_there_are(make_config: Make, tied: bool):
-    plan = make_plan(make_config(model=TINY | {"tie_embeddings": tied, "num_key_value_heads": 1}), where="test.toml")
+@pytest.mark.parametrize("multiple", [1, 50])
+def test_the_plan_counts_the_parameters_there_are(make_config: Make, tied: bool, multiple: int):
+    model = TINY | {"tie_embeddings": tied, "num_key_value_heads": 1, "pad_vocabulary_to": multiple}
+    plan = make_plan(make_config(model=model), where="test.toml")
     backbone = build_backbone(plan)
     assert sum(p.numel() for p in backbone.parameters()) == plan.shape.num_parameters
     shared = backbone.causal.lm_head.weight is backbone.causal.model.embed_tokens.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from pipeline.text import train_text_tokenizer
 from shards.errors import CheckpointError, FingerprintMismatch
 from shards.vocabulary import Vocabulary, lay_out
 from train.checkpoint import checkpoint_name, read_master
+from train.cli import main
 from train.config import TrainConfig
 from train.export import export_checkpoint
 from train.plan import Plan, make_plan
@@ -93,3 +95,19 @@ def test_the_model_comes_with_its_tokenizer(done: Plan, tmp_path: Path, vocabula
     ids = tokenizer("[Human] the cat <soim><👀1><eoim>", return_tensors="pt").input_ids
     assert ids[0, -2] == bound.block("image").first_id + 1
     assert ids[0, 0] == 1
+
+
+def test_the_command_exports_a_step_or_the_newest(done: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = tmp_path / "run.toml"
+    stored = json.loads((done.config.output / "config.json").read_text(encoding="utf-8"))
+    words = [f"{key}={json.dumps(stored[key])}" for key in ("output", "data", "mixture", "steps", "batch_rows")]
+    words += [f"model.{key}={stored['model'][key]}" for key in ("hidden_size", "num_layers", "num_heads")]
+    words += ["model.intermediate_size=48", "model.pad_vocabulary_to=50", "engine.kind=torch", "engine.dtype=fp32"]
+    config.write_text("", encoding="utf-8")
+    command = [str(config), *(word for pair in (("--set", word) for word in words) for word in pair)]
+    assert main([*command, "--export", "latest", "--to", str(tmp_path / "newest")]) == 0
+    assert files(tmp_path / "newest") == files(done.final)
+    assert main([*command, "--export", "3"]) == 0
+    assert (done.config.output / "exports" / checkpoint_name(3) / "config.json").is_file()
+    assert main([*command, "--export", "soon"]) == 2
+    assert "expected the number of a step, or latest, found 'soon'" in capsys.readouterr().err

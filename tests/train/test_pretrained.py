@@ -24,7 +24,7 @@ from train.backbone import Backbone, build_backbone
 from train.collate import MicroBatch
 from train.config import TrainConfig
 from train.embedding_growth import MEAN_SPREAD, grow_rows, pad_rows
-from train.plan import Shape, make_plan
+from train.plan import make_plan
 from train.weight_files import WeightFiles
 
 Make = Callable[..., TrainConfig]
@@ -262,22 +262,26 @@ def test_a_folder_whose_tokenizer_numbers_otherwise_is_refused(
         build(make_config(init={"from": folder}))
 
 
-def test_a_later_stage_adds_markers_behind_everything(make_config: Make, tmp_path: Path, vocabulary: Vocabulary):
+def test_a_later_stage_adds_markers_behind_everything(
+    make_config: Make, write_dataset: Callable[..., Path], tmp_path: Path, vocabulary: Vocabulary
+):
     """Stage 2 on a model of stage 1: `<-Res->` and `<-Ins->` get rows of their own, no other row moves."""
+    marks = {"<-Res->": vocabulary.size, "<-Ins->": vocabulary.size + 1}
+    later = replace(vocabulary, name="later", markers={**vocabulary.markers, **marks})
+    write_dataset(tmp_path / "data", "image", later)
+    (tmp_path / "data" / "mixture.toml").write_text("[shares]\nimage = 1.0\n", encoding="utf-8")
+    data = {"data": tmp_path / "data", "mixture": tmp_path / "data" / "mixture.toml"}
     source = small_llama(vocabulary.size)
-    folder = write_folder(source, tmp_path / "stage-1")
-    (folder / "tokenizer.json").write_text("{}", encoding="utf-8")
-    (folder / "added_tokens.json").write_text(json.dumps(added_tokens(vocabulary)), encoding="utf-8")
-    plan = make_plan(make_config(), where="test.toml")
-    later = {"<-Res->": vocabulary.size, "<-Ins->": vocabulary.size + 1}
-    grown = replace(vocabulary, markers={**vocabulary.markers, **later})
-    init = plan.config.init.model_copy(update={"folder": folder})
-    assert isinstance(plan.shape, Shape)
-    shape = replace(plan.shape, vocabulary_size=grown.size)
-    backbone = build_backbone(
-        replace(plan, config=plan.config.model_copy(update={"init": init}), vocabulary=grown, shape=shape)
-    )
-    for name in ("model.embed_tokens", "lm_head"):
-        new, old = backbone.causal.get_submodule(name).weight, source.get_submodule(name).weight
-        assert (new[:-2] == old).all() and len(new) == grown.size
-        assert new[-2:].abs().max() > 0
+    ours, theirs = write_folder(source, tmp_path / "ours"), write_folder(source, tmp_path / "theirs")
+    (ours / "vocabulary.json").write_text(json.dumps(vocabulary.to_json()), encoding="utf-8")
+    (theirs / "tokenizer.json").write_text("{}", encoding="utf-8")
+    (theirs / "added_tokens.json").write_text(json.dumps(added_tokens(vocabulary)), encoding="utf-8")
+    for folder in (ours, theirs):
+        backbone = build(make_config(init={"from": folder}, **data))
+        for name in ("model.embed_tokens", "lm_head"):
+            new, old = backbone.causal.get_submodule(name).weight, source.get_submodule(name).weight
+            assert (new[:-2] == old).all() and len(new) == later.size
+            assert new[-2:].abs().max() > 0
+    (ours / "vocabulary.json").write_text(json.dumps(later.to_json()), encoding="utf-8")
+    with pytest.raises(FingerprintMismatch, match="the weights speak vocabulary later"):
+        build(make_config(init={"from": ours}))
