@@ -83,6 +83,10 @@ class Engine(Protocol):
         """Continue from the state of any engine; reads what this process needs of it. All processes must call."""
         ...
 
+    def close(self) -> None:
+        """Let go of the network, so that another run in this process finds its memory; the engine is of no use then."""
+        ...
+
 
 def make_engine(network: nn.Module, config: TrainConfig, processes: Processes, *, micro_batch_rows: int) -> Engine:
     """The engine the config asks for."""
@@ -177,6 +181,10 @@ class DeepSpeedEngine:
         self._make_empty_moments(source.step)
         fill(self._own_fragments(), source)
         self._round_master_into_weights()
+
+    def close(self) -> None:
+        """Let go of the network: DeepSpeed's hooks on its parameters would keep all of it alive."""
+        self._engine.destroy()
 
     def _own_fragments(self) -> list[LiveFragment]:
         if self._stage == 3:

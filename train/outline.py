@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from configs.load import Config, load_config
-from shards.errors import ConfigError
+from shards.errors import ConfigError, DatasetError
 from shards.manifest import Manifest, read_manifest
 from shards.reader import open_packed
 from shards.storage import is_remote
@@ -163,7 +164,10 @@ def _document_length(config: TrainConfig, folders: Iterable[Path]) -> float | No
         return None
     lengths: list[npt.NDArray[np.int64]] = []
     for folder in folders:
-        if not is_remote(folder):
+        if is_remote(folder):
+            continue
+        # A damaged file is told by the preflight and by whoever trains on it; a plan can do without.
+        with suppress(DatasetError):
             dataset = open_packed(folder, verify="off")
             for row in range(min(dataset.num_rows, _ROWS_LOOKED_AT)):
                 lengths.append(np.diff(dataset.document_starts(row), append=dataset.sequence_length).astype(np.int64))

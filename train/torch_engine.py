@@ -126,6 +126,9 @@ class TorchEngine:
         fill([self._fragment(name, 0, master.numel()) for name, master in self._master.items()], source)
         self._round_master_into_weights()
 
+    def close(self) -> None:
+        """Nothing holds the network but this engine."""
+
     def _fragment(self, name: str, start: int, stop: int) -> LiveFragment:
         master = self._master[name]
         whole = {MASTER: master.detach(), **{moment: self._moments_of(master)[moment] for moment in MOMENTS}}

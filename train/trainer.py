@@ -102,6 +102,7 @@ def train(plan: Plan, *, limit: int | None = None) -> int:
         if stop == config.steps:
             _export(trainer)
             log.event("exported", folder=str(plan.final))
+    trainer.engine.close()
     return max(stop, trainer.first_step - 1)
 
 

@@ -27,6 +27,7 @@ def try_one_step(plan: Plan) -> str:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - begun
+    trainer.engine.close()
     tokens = plan.config.batch_rows * plan.sequence_length
     line = f"step {trainer.first_step} took {seconds:.2f} s ({tokens / seconds:,.0f} tokens/s), loss {judged.loss:.4g}"
     line += f", refused: {judged.refused}" if judged.refused else ""
