@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import threading
@@ -97,6 +98,8 @@ def peak_of_own_memory() -> Iterator[Callable[[], int]]:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
 
     gc.collect()
+    # What was freed before and kept by the allocator would be taken again unseen.
+    ctypes.CDLL(None).malloc_trim(0)
     start, done, seen = own(), threading.Event(), [0]
 
     def watch() -> None:
