@@ -1,7 +1,7 @@
 """Which way each document of a batch goes: text to image, image to text, a dialogue, ...
 
 The direction of a document stands beside its shard, in the sidecar, which no step of training needs. Here the four columns
-that are needed are read when rows of a shard are first looked up, and kept as compact arrays (13 bytes a document), the most
+that are needed are read when rows of a shard are first looked up, and kept as compact arrays (10 bytes a document), the most
 recently used first, up to a bound. The trainer looks a batch up in a thread while the device computes, so even a sidecar
 in a bucket costs no time of a step, unless it takes longer than that.
 
