@@ -3,7 +3,7 @@
 ``checkpoints/step-00000200/`` holds ``state.json`` and the files of the processes that wrote it
 (:mod:`train.checkpoint_files`); :mod:`train.checkpoint_writer` writes it under a temporary name, every file synced, then
 renames it: a folder under its final name is whole, and one that is not (a disk that lied, a copy that was cut) is noticed
-by its sizes and passed over for the one before it. Other bytes of the right number are noticed when they are read.
+by its sizes and passed over for the one before it. Other bytes of the right number are noticed by their checksums.
 
 Tensors go by parameter name and place in the flattened parameter, so a checkpoint does not bind its reader to the number of
 processes, the ZeRO stage or the engine that wrote it: everyone asks :class:`StoredTensors` for the slices it needs. Weights
@@ -135,6 +135,15 @@ class StoredTensors:
                 reader = self._files[file]
                 parts.append(reader.read(f"{kind}/{name}", max(start, begin) - begin, min(stop, end) - begin))
         return parts[0] if len(parts) == 1 else np.concatenate(parts or [np.empty(0, np.float32)])
+
+    def damage(self, *, rank: int = 0, world_size: int = 1) -> str | None:
+        """What is wrong with the bytes of a process's part of the files, if anything; together they read all of them."""
+        for name in sorted(self._files)[rank::world_size]:
+            try:
+                self._files[name].check()
+            except CheckpointError as error:
+                return str(error)
+        return None
 
     def random_states(self, rank: int) -> dict[str, npt.NDArray[np.uint8]]:
         """What :func:`train.engine_state.random_states` gave on that process, or nothing."""
@@ -287,7 +296,7 @@ def _read_state(checkpoint: Path) -> dict[str, Any] | None:
 def _stored_files(state: Mapping[str, Any]) -> dict[str, StoredFile]:
     if state["format_version"] == WHOLE_TENSORS_VERSION:
         return {name: StoredFile(size) for name, size in state["files"].items()}
-    return {name: StoredFile(**file) for name, file in state["files"].items()}
+    return {name: StoredFile(**file, block_bytes=state["block_bytes"]) for name, file in state["files"].items()}
 
 
 def _shapes_of_whole(files: Mapping[str, FileReader]) -> dict[str, Shape]:

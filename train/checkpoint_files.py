@@ -66,6 +66,7 @@ class StoredFile:
 
     bytes: int
     block_crc32: Sequence[int] | None = None
+    block_bytes: int = BLOCK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def write_pieces(path: Path, pieces: Iterable[memoryview | bytes]) -> StoredFile
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    return StoredFile(written, checksums)
+    return StoredFile(written, checksums, BLOCK_BYTES)
 
 
 def sync_folder(folder: Path) -> None:
@@ -189,6 +190,12 @@ class FileReader:
         """Of a tensor, as it is stored."""
         return tuple(self._entry(key)["shape"])
 
+    def check(self) -> None:
+        """Read every byte and compare it with its checksum."""
+        block = bytearray(self.file.block_bytes)
+        for start in range(0, self.file.bytes, len(block)):
+            self._fill(start, memoryview(block)[: self.file.bytes - start])
+
     def _entry(self, key: str) -> dict[str, Any]:
         self._read_header()
         if key not in self._header:
@@ -209,9 +216,9 @@ class FileReader:
         if self.file.block_crc32 is None:
             self._read_into(begin, target)
             return
-        end = begin + len(target)
-        for number in range(begin // BLOCK_BYTES, -(-end // BLOCK_BYTES)):
-            first, last = number * BLOCK_BYTES, min((number + 1) * BLOCK_BYTES, self.file.bytes)
+        end, size = begin + len(target), self.file.block_bytes
+        for number in range(begin // size, -(-end // size)):
+            first, last = number * size, min((number + 1) * size, self.file.bytes)
             part = target[max(first, begin) - begin : min(last, end) - begin]
             if len(part) == last - first:
                 self._read_into(first, part)
@@ -242,7 +249,7 @@ class FileReader:
         found = zlib.crc32(data)
         if found != self.file.block_crc32[number]:
             raise CheckpointError(
-                f"{self.path}: bytes from {number * BLOCK_BYTES} on: expected checksum "
+                f"{self.path}: bytes from {number * self.file.block_bytes} on: expected checksum "
                 f"{self.file.block_crc32[number]:08x}, found {found:08x}; the file is damaged, remove this checkpoint to "
                 "continue from the one before"
             )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -20,24 +22,47 @@ from train.checkpoint import (
 )
 from train.checkpoint_writer import CheckpointWriter, Retention, Snapshot, remove_leftovers
 from train.engine import Engine, Processes
-from train.engine_state import Staging, agree, random_states, restore_random_states
+from train.engine_state import Staging, agree, anyone, random_states, restore_random_states
 from train.plan import Plan, config_json
+
+DAMAGED_SUFFIX = ".damaged"
+"""Of a checkpoint whose bytes are not those that were written; nobody reads it, nobody removes it."""
 
 
 def checkpoint_to_continue(plan: Plan, processes: Processes) -> Path | None:
-    """The newest checkpoint as the first process sees it; what killed runs left behind is removed. All must call.
+    """The newest checkpoint that is whole to the last byte, as the first process sees it. All must call.
+
+    The processes share the reading, and read again what they need; a damaged one is put aside under another name. What
+    killed runs left behind is removed.
 
     Raises:
         FingerprintMismatch: it belongs to a run on other data, or of another model.
     """
-    found = newest_checkpoint(plan.checkpoints)
     if processes.rank == 0:
         remove_leftovers(plan.checkpoints)
-    # Machines may see a shared folder at different moments; and nobody writes before the first has cleaned up.
-    step = agree(step_of(found) if found else 0, processes.device)
-    checkpoint = plan.checkpoints / checkpoint_name(step) if step else None
-    differences(plan, checkpoint)
-    return checkpoint
+    while True:
+        # Machines may see a shared folder at different moments; and nobody writes before the first has cleaned up.
+        found = newest_checkpoint(plan.checkpoints) if processes.rank == 0 else None
+        step = agree(step_of(found) if found else 0, processes.device)
+        checkpoint = plan.checkpoints / checkpoint_name(step) if step else None
+        differences(plan, checkpoint)
+        if checkpoint is None or not plan.config.resume.verify or not _is_damaged(checkpoint, processes):
+            return checkpoint
+
+
+def _is_damaged(checkpoint: Path, processes: Processes) -> bool:
+    """Whether any process finds other bytes than were written; then it is put aside."""
+    damage = StoredTensors(checkpoint).damage(rank=processes.rank, world_size=processes.world_size)
+    if damage is not None:
+        sys.stderr.write(f"{damage}\n")
+    if not anyone(damage is not None, processes.device):
+        return False
+    if processes.rank == 0:
+        aside = checkpoint.with_name(f"{checkpoint.name}{DAMAGED_SUFFIX}")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.replace(aside)
+        sys.stderr.write(f"{aside}: put aside; the run continues from the checkpoint before it, if there is one\n")
+    return True
 
 
 def differences(plan: Plan, checkpoint: Path | None) -> list[str]:

@@ -47,6 +47,7 @@ from train.checkpoint import (
     step_of,
 )
 from train.checkpoint_files import (
+    BLOCK_BYTES,
     FILE_BYTES,
     Fragment,
     Written,
@@ -291,6 +292,7 @@ def _publish(temporary: Path, final: Path, snapshot: Snapshot, written: Sequence
         "log": dict(run.log),
         "config": dict(run.config),
         "shapes": {name: list(shape) for name, shape in snapshot.shapes.items()},
+        "block_bytes": BLOCK_BYTES,
         "files": files,
         "fragments": _places(snapshot.shapes, written, sorted(files)),
     }

@@ -270,6 +270,9 @@ class ResumeConfig(Config):
     allow: tuple[str, ...] = ()
     """Fingerprints: ``mixture``, ``batch``, ``dataset NAME``, ``dataset`` for all of them, ``vocabulary``, ``model``."""
 
+    verify: bool = True
+    """Check every byte of a checkpoint before it is taken up, and take the one before it if some are wrong."""
+
     @model_validator(mode="after")
     def _known(self) -> Self:
         known = ("vocabulary", "mixture", "model", "batch", "dataset")

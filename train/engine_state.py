@@ -220,6 +220,15 @@ def restore_random_states(states: Mapping[str, npt.NDArray[np.uint8]]) -> None:
         torch.cuda.set_rng_state(torch.from_numpy(states["random/cuda"]))
 
 
+def anyone(flag: bool, device: torch.device) -> bool:
+    """Whether it holds on any process; the same on all of them."""
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return flag
+    total = torch.tensor([int(flag)], dtype=torch.int64, device=device)
+    distributed.all_reduce(total)
+    return bool(total.item())
+
+
 def agree(number: int, device: torch.device) -> int:
     """The first process's number, on all of them."""
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from shards.errors import CheckpointError, FingerprintMismatch
+from train import checkpoint_files, checkpoint_writer
 from train.checkpoint import (
     RunState,
     Shape,
@@ -30,6 +33,15 @@ from train.engine_state import even_share
 
 FINGERPRINTS = {"vocabulary": "v", "mixture": "m"}
 SHAPES: dict[str, Shape] = {"a.weight": (4, 3), "scale": (), "b": (5,), "none": (0, 2)}
+
+
+@contextmanager
+def small_blocks(size: int) -> Iterator[None]:
+    """Files with a checksum for so many bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint_files, "BLOCK_BYTES", size)
+        patch.setattr(checkpoint_writer, "BLOCK_BYTES", size)
+        yield
 
 
 def values(shapes: dict[str, Shape], step: int) -> dict[str, dict[str, np.ndarray]]:
@@ -88,14 +100,15 @@ def test_what_is_saved_is_read_back(tmp_path: Path, world_size: int):
 @settings(max_examples=30)
 @given(st.data())
 def test_any_slice_is_read_whoever_wrote_it(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
-    """Shapes, numbers of processes and sizes of files are drawn; blocks of checksums do not show."""
+    """Shapes, numbers of processes and sizes of blocks of checksums are drawn; none of it shows."""
     shapes = {
         f"p{number}": tuple(shape)
         for number, shape in enumerate(data.draw(st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1)))
     }
     world_size = data.draw(st.integers(1, 5))
     folder = tmp_path_factory.mktemp("checkpoints")
-    path = save(folder, 3, world_size=world_size, shapes=shapes)
+    with small_blocks(data.draw(st.sampled_from([8, 40, 1 << 20]))):
+        path = save(folder, 3, world_size=world_size, shapes=shapes)
     stored, whole = StoredTensors(path), values(shapes, 3)
     assert stored.shapes == shapes and list(read_master(path)) == list(shapes)
     for name, shape in shapes.items():
@@ -202,19 +215,22 @@ def test_a_checkpoint_cut_anywhere_is_passed_over_for_the_one_before(tmp_path: P
 
 def test_a_byte_that_changed_is_noticed_by_whoever_reads_it(tmp_path: Path):
     """Any byte of a tensor's file, its header too; other parameters beyond its block can still be read."""
-    shapes: dict[str, Shape] = {"wide": (3, BLOCK_BYTES // 8), "far": (BLOCK_BYTES // 2,)}
-    path = save(tmp_path, 5, shapes=shapes)
+    shapes: dict[str, Shape] = {"wide": (3, 50), "far": (200,)}
+    with small_blocks(256):
+        path = save(tmp_path, 5, shapes=shapes)
     (file,) = path.glob("rank-*")
     assert_holds(path, 5, shapes)
-    for place in (3, 50, BLOCK_BYTES // 2, file.stat().st_size - 1):
+    for place in range(0, file.stat().st_size, 7):
         data = bytearray(file.read_bytes())
         data[place] ^= 1
         file.write_bytes(data)
         assert newest_checkpoint(tmp_path) == path, "sizes do not say"
         with pytest.raises(CheckpointError, match=r"expected checksum .*; the file is damaged, remove this checkpoint"):
             read_optimizer_state(path)
+        assert f"from {place // 256 * 256} on" in str(StoredTensors(path).damage())
         data[place] ^= 1
         file.write_bytes(data)
+    assert StoredTensors(path).damage() is None
     data[file.stat().st_size - 1] ^= 1
     file.write_bytes(data)
     np.testing.assert_array_equal(read_master(path)["wide"], values(shapes, 5)["master"]["wide"])

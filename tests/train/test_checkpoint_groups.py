@@ -22,6 +22,8 @@ ENGINES = {
     "zero2": {"kind": "deepspeed", "zero": 2},
     "zero3": {"kind": "deepspeed", "zero": 3},
     "plain": {"kind": "torch"},
+    "offloaded2": {"kind": "deepspeed", "zero": 2, "offload": "optimizer"},
+    "offloaded3": {"kind": "deepspeed", "zero": 3, "offload": "parameters"},
 }
 Figures = dict[int, dict[str, Any]]
 
@@ -95,8 +97,10 @@ def test_killed_without_warning_it_goes_on_exactly(groups: Groups, data: Path, s
     assert_same_run(tmp_path / "run", straight)
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
-@pytest.mark.parametrize("engine", list(ENGINES))
+@pytest.mark.parametrize(
+    ("world_size", "engine"),
+    [(number, engine) for number in (1, 3) for engine in ("zero1", "zero2", "zero3", "plain")] + [(3, "offloaded3")],
+)
 def test_saved_by_two_it_goes_on_with_any_number_and_any_engine(
     groups: Groups, data: Path, straight: Path, tmp_path: Path, world_size: int, engine: str
 ):
@@ -113,7 +117,7 @@ def test_saved_by_two_it_goes_on_with_any_number_and_any_engine(
     assert rows(output) == {step: rows(straight)[step] for step in found}
 
 
-@pytest.mark.parametrize(("world_size", "engine"), [(3, "zero3"), (2, "plain"), (3, "zero1")])
+@pytest.mark.parametrize(("world_size", "engine"), [(3, "zero3"), (2, "plain"), (3, "offloaded2"), (1, "offloaded3")])
 def test_what_any_engine_saves_two_under_zero_2_take_up(
     groups: Groups, data: Path, straight: Path, tmp_path: Path, world_size: int, engine: str
 ):
@@ -148,6 +152,19 @@ def test_killed_while_a_checkpoint_is_written_it_goes_on_from_the_one_before(
     groups.finish(Case(2, run))
     assert_same_run(tmp_path / "run", straight)
     assert not list((tmp_path / "run" / "checkpoints").glob("*.tmp"))
+
+
+def test_what_one_process_finds_damaged_no_process_takes_up(groups: Groups, data: Path, straight: Path, tmp_path: Path):
+    """Each of two processes checks other files; what one finds wrong is put aside by both."""
+    run = config(data, tmp_path / "run", "zero2", every=5)
+    groups.finish(Case(2, run, limit=10))
+    file = tmp_path / "run" / "checkpoints" / "step-00000010" / "rank-00001-of-00002-000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    groups.finish(Case(2, run))
+    assert_same_run(tmp_path / "run", straight)
+    assert (tmp_path / "run" / "checkpoints" / "step-00000010.damaged").is_dir()
 
 
 def test_told_to_stop_all_processes_save_after_the_same_step(

@@ -99,6 +99,31 @@ def test_a_torn_checkpoint_is_passed_over_and_written_again(make_config: Make):
     assert checkpoint_of(config) == torn and read_run_state(torn).step == 4
 
 
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(make_config: Make, capsys: pytest.CaptureFixture[str]):
+    """One bit, whose file has the right size; the run goes on as if it had stopped a little earlier."""
+    config = make_config(checkpoint={"every": 2})
+    run(config, limit=4)
+    damaged = checkpoint_of(config)
+    (file,) = damaged.glob("rank-*")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="the file is damaged, remove this checkpoint"):
+        run(make_config(checkpoint={"every": 2}, resume={"verify": False}))
+    assert run(config) == 6
+    printed = capsys.readouterr().err
+    assert "expected checksum" in printed and "step-00000004.damaged: put aside" in printed
+    straight = make_config(output=config.output.with_name("straight"), checkpoint={"every": 2})
+    run(straight)
+    whole = read_master(checkpoint_of(straight))
+    assert all((array == whole[name]).all() for name, array in read_master(checkpoint_of(config)).items())
+    assert sorted(path.name for path in (config.output / "checkpoints").glob("step-*")) == [
+        "step-00000004",
+        "step-00000004.damaged",
+        "step-00000006",
+    ]
+
+
 def test_every_checkpoint_is_an_event_with_what_it_cost(make_config: Make, tmp_path: Path):
     for asynchronous in (True, False):
         config = make_config(output=tmp_path / str(asynchronous), checkpoint={"every": 2, "asynchronous": asynchronous})
