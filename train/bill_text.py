@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from train.bill import (
@@ -65,6 +65,21 @@ def format_bill(
         lines += _days(outline, devices, counts, mfu, usd_per_hour)
     lines += _memory(outline, gpus or (1 if kind == CPU else counts[0]), named, gpu=(kind or "").lower() != CPU)
     return "\n".join(lines)
+
+
+def format_sum(
+    outlines: Sequence[Outline], *, gpus: int | None, kind: str | None, mfu: float, usd_per_hour: float | None
+) -> str:
+    """All stages of a curriculum in a line; on what they take together, if the devices are named."""
+    tokens = sum(outline.tokens for outline in outlines)
+    line = f"all {len(outlines)} stages: {tokens / 1e9:.2f} G tokens"
+    if gpus is None or kind is None or kind.lower() == CPU:
+        return line
+    name, device = find_device(kind)
+    costs = [cost(outline, device, gpus=gpus, mfu=mfu, usd_per_hour=usd_per_hour) for outline in outlines]
+    hours, days = sum(one.gpu_hours for one in costs), sum(one.days for one in costs)
+    line += f", {hours:,.0f} GPU-hours, {days:,.1f} days on {gpus} {name}"
+    return line if usd_per_hour is None else line + f", ${sum(one.usd or 0 for one in costs):,.0f}"
 
 
 def _flops(outline: Outline) -> Iterator[str]:

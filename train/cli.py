@@ -20,7 +20,7 @@ from pathlib import Path
 from configs.load import load_config, parse_args
 from shards.errors import AnyGPTError, ConfigError
 from train.bill import USUAL_MFU
-from train.bill_text import format_bill, format_outline
+from train.bill_text import format_bill, format_outline, format_sum
 from train.config import TrainConfig
 from train.outline import outline_run
 from train.plan import Plan, config_json, describe, make_plan
@@ -95,6 +95,8 @@ def _curriculum(args: argparse.Namespace) -> int:
         for number, stage in enumerate(stages, start=1):
             print(f"stage {number} of {len(stages)}: {stage.path}" + (f", from {stage.after}" if stage.after else ""))
             print(_dry_run(stage.config, args, where=stage.path) + "\n")
+        outlines = [outline_run(stage.config, where=str(stage.path)) for stage in stages]
+        print(format_sum(outlines, gpus=args.gpus, kind=args.kind, mfu=args.mfu, usd_per_hour=args.hourly))
         return 0
     try:
         run_stages(stages, print, limit=args.limit, only_look=args.preflight)

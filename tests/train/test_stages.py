@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +131,30 @@ def test_a_curriculum_killed_in_its_second_stage_goes_on_there(
     assert [weights(runs, name) for name in "abc"] == [weights(tmp_path / "whole", name) for name in "abc"]
 
 
+def test_two_processes_go_from_stage_to_stage_together(curriculum: Curriculum, tmp_path: Path, repository: Path):
+    """The second one must wait for the model that the first exports; and DeepSpeed for the group it already has."""
+    path = curriculum()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        group |= {"MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "train.cli", str(path), "--set", "engine.kind=deepspeed", "--set", "steps=1"]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=repository,
+            env=os.environ | group | {"RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    outputs = [process.communicate(timeout=150)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all(f"{tmp_path}/runs/{name}: 1 of 1 steps are done" in said for said in outputs for name in "abc")
+
+
 def test_a_changed_earlier_stage_is_refused_by_the_key_that_changed(
     curriculum: Curriculum, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -246,6 +271,7 @@ def test_a_dry_run_shows_every_stage_of_the_paper_without_data_or_weights(
     output = capsys.readouterr().out
     order = ["anygpt-7b-pretrain: 81,000 steps", "anygpt-7b-quality: 4,000 steps", "anygpt-7b-sft: 5,000 steps"]
     assert [output.index(words) for words in order] == sorted(output.index(words) for words in order)
+    assert output.splitlines()[-1] == "all 3 stages: 185.04 G tokens, 4,899 GPU-hours, 6.4 days on 32 H200"
     assert main([path, "--dry-run", "--gpus", "96"]) == 2
     assert "a batch of 64 rows" in capsys.readouterr().err
 
