@@ -46,7 +46,7 @@ class Profile:
             self._write()
         if step == self._wanted.start:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._is_cuda else [])]
-            self._running = profile(activities=activities, record_shapes=True)
+            self._running = profile(activities=activities, record_shapes=True, acc_events=True)
             self._running.start()
         self._last = step
 

@@ -1,19 +1,23 @@
 """Weights & Biases, if the config asks for it: imported nowhere else, and not before.
 
 A run that continues after a kill writes some steps again. W&B takes steps only in ascending order, so charts are drawn
-over a number of their own, ``step``, and the run keeps its id (of its folder's name) when it is continued.
+over a number of their own, ``step``. The run's id is kept in its folder, so what is continued is one run there, too.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from shards.errors import ConfigError
+from shards.writer import commit_bytes
 from train.watch_config import WandbConfig
+
+ID_NAME = "wandb.id"
 
 
 class WandbRun:
@@ -39,15 +43,17 @@ def start_wandb(wanted: WandbConfig, folder: Path, config: Mapping[str, Any]) ->
     """
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError(
-            "key 'log.wandb': expected the library wandb, found none; pip install 'anygpt[wandb]', or leave the key out"
+            "key 'log.wandb': expected the library wandb, found none; pip install wandb, or leave the key out"
         )
     wandb: Any = importlib.import_module("wandb")
-    name = wanted.name or folder.name
+    kept = folder / ID_NAME
+    if not kept.is_file():
+        commit_bytes(kept, secrets.token_hex(8).encode())
     run = wandb.init(
         project=wanted.project,
         entity=wanted.entity,
-        name=name,
-        id=name,
+        name=wanted.name or folder.name,
+        id=kept.read_text(encoding="utf-8"),
         resume="allow",
         dir=str(folder),
         config=dict(config),

@@ -24,7 +24,7 @@ class LogConfig(Config):
     every: PositiveInt = 10
     tensorboard: bool = True
     wandb: WandbConfig | None = None
-    """Send figures there, too; needs the extra ``wandb``."""
+    """Send figures there, too; needs ``pip install wandb``."""
 
     directions: bool = True
     """Tell losses apart by direction (text to image, image to text, ...); reads the files beside the shards."""

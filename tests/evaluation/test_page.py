@@ -100,5 +100,13 @@ def test_curves_are_read_from_the_metrics_of_a_run(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert read_curves(path) == {"all": [(10, 5.0), (20, 3.0)], "text": [(10, 4.0), (20, 2.0)], "music": [(20, 6.0)]}
+    # Losses of validation and intervals of which nothing was learnt are no part of a curve.
+    others = [
+        {"kind": "validation", "step": 20, "loss": 9.0, "loss_by_modality": {"text": 9.0}, "targets": {"text": 7}},
+        {"step": 30, "loss": None, "loss_by_modality": {}, "targets": {}},
+    ]
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(line) + "\n" for line in others)
+    assert read_curves(path) == {"all": [(10, 5.0), (20, 3.0)], "text": [(10, 4.0), (20, 2.0)], "music": [(20, 6.0)]}
     with pytest.raises(DatasetError, match="anygpt-train"):
         read_curves(tmp_path / "none.jsonl")

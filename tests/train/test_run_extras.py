@@ -66,7 +66,7 @@ def test_wandb_is_not_imported_unless_it_is_asked_for(
 
 def test_without_the_library_the_message_says_how_to_get_it(make_config: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"log.wandb.*pip install 'anygpt\[wandb\]'"):
+    with pytest.raises(ConfigError, match=r"log.wandb.*pip install wandb"):
         run(make_config(steps=1, log={"wandb": {"project": "p"}}))
 
 
@@ -87,8 +87,9 @@ def test_a_run_is_sent_there_and_continued_under_its_name(
     lines = [json.loads(line) for line in (config.output / "wandb.jsonl").read_text(encoding="utf-8").splitlines()]
     begun = [line for line in lines if "init" in line]
     assert len(begun) == 2 and begun[0] == begun[1] and begun[0]["mode"] == "offline"
-    wanted = {"project": "anygpt", "entity": "us", "name": "run", "id": "run", "resume": "allow"}
+    wanted = {"project": "anygpt", "entity": "us", "name": "run", "resume": "allow"}
     assert wanted.items() <= begun[0]["init"].items() and "optimizer" in begun[0]["init"]["config"]
+    assert len(begun[0]["init"]["id"]) == 16
     logged = [line["log"] for line in lines if "log" in line]
     assert [figures["step"] for figures in logged] == [1, 2, 3]
     assert {"loss", "lr", "loss_by_direction/text_to_image", "shares/music"} <= set(logged[0])
