@@ -23,6 +23,8 @@ Kept from forward to backward, as torch saves it for transformers' LLaMA (measur
 
 With activation checkpointing a layer keeps its input, b h, and one such layer at a time is computed again.
 
+Liger's kernels and torch.compile keep less than this; how much less is not counted.
+
 Passing, and never at the same moment: the logits of one chunk of targets with their probabilities and gradient beside the
 float32 gradient of the head, before backward; the gradients inside one layer, in backward; and, when all activations
 are gone, the gradient that the optimizer reads, 4 Pt / N, beside the flattened one it is made from.

@@ -223,12 +223,14 @@ def _memory(plan: Plan, place: Place) -> Finding:
 
     gpu = torch.cuda.is_available()
     outline = outline_run(plan.config, where=str(plan.config.output))
-    planned = memory_of(outline, layout_of(outline, place.world_size, gpu=gpu)).peak
+    memory = memory_of(outline, layout_of(outline, place.world_size, gpu=gpu))
+    planned = memory.peak
     size = 2 if plan.config.engine.dtype == "bf16" else 4
     # Every process makes or reads the whole network, and holds its part of a checkpoint while that is written.
     start = (size if plan.config.init.folder else 4) * plan.shape.num_parameters
     staged = STATE_BYTES * _trained(plan) / place.world_size
-    host = place.local_world_size * (max(start, staged) if gpu else max(start, planned) + staged)
+    each = max(start, staged + memory.host) if gpu else max(start, planned + memory.host) + staged
+    host = place.local_world_size * each
     finding = _compare("host", host, free_memory(), "start fewer processes on a machine, or lower micro_batch_rows")
     if gpu and finding.level == "ok":
         free = torch.cuda.mem_get_info(place.local_rank)[0]
