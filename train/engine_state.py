@@ -26,6 +26,9 @@ from shards.errors import CheckpointError
 from train.checkpoint import OptimizerState, Shape, StateSource
 from train.checkpoint_files import KINDS, MASTER, MOMENTS, Fragment
 
+_BUFFER_VALUES = 1 << 28
+"""Pinned memory comes in powers of two: one buffer for all of a process's 10 GB would take 16."""
+
 
 @dataclass(frozen=True, slots=True)
 class LiveFragment:
@@ -58,7 +61,7 @@ class Staging:
     """A copy of this process's fragments in host memory, made anew in the same place each time."""
 
     def __init__(self) -> None:
-        self._buffer = torch.empty(0)
+        self._places: list[torch.Tensor] = []
 
     def copier(self, state: LocalState) -> Callable[[], list[Fragment]]:
         """What copies all fragments, as they are after the work that is queued now.
@@ -88,15 +91,26 @@ class Staging:
         return copy
 
     def _copy(self, tensors: Sequence[torch.Tensor], *, pinned: bool) -> list[torch.Tensor]:
-        total = sum(tensor.numel() for tensor in tensors)
-        if self._buffer.numel() != total:
+        sizes = [tensor.numel() for tensor in tensors]
+        if [place.numel() for place in self._places] != sizes:
             # Pinned memory is what a GPU can copy into at full speed; it takes seconds to get, so it is kept.
-            self._buffer = torch.empty(total, dtype=torch.float32, pin_memory=pinned)
-        places = list(self._buffer.split([tensor.numel() for tensor in tensors]))
+            self._places = _allocate(sizes, pinned=pinned)
         with torch.no_grad():
-            for place, tensor in zip(places, tensors, strict=True):
+            for place, tensor in zip(self._places, tensors, strict=True):
                 place.copy_(tensor, non_blocking=True)
-        return places
+        return self._places
+
+
+def _allocate(sizes: Sequence[int], *, pinned: bool) -> list[torch.Tensor]:
+    """Places for so many values each, side by side in buffers that torch's pinned memory does not round up."""
+    places: list[torch.Tensor] = []
+    buffer, used = torch.empty(0), 0
+    for size in sizes:
+        if used + size > buffer.numel():
+            buffer, used = torch.empty(max(size, _BUFFER_VALUES), dtype=torch.float32, pin_memory=pinned), 0
+        places.append(buffer[used : used + size])
+        used += size
+    return places
 
 
 def trained_shapes(parameters: Mapping[str, nn.Parameter]) -> dict[str, Shape]:

@@ -16,8 +16,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from shards.errors import CheckpointError, FingerprintMismatch
+from train import engine_state
 from train.backbone import build_backbone
 from train.checkpoint import StoredTensors, newest_checkpoint, read_master, read_optimizer_state, read_run_state
+from train.checkpoint_files import KINDS
 from train.checkpoint_run import checkpoint_to_continue, differences, take_up
 from train.checkpoint_signals import StopRequest
 from train.config import TrainConfig
@@ -187,6 +189,25 @@ def test_a_state_of_other_parameters_is_refused(make_config: Make):
         CheckpointError, match=r"expected the 1 parameters of this model in the checkpoint, found others"
     ):
         check_shapes({"other": (1,)}, StoredTensors(checkpoint_of(config)))
+
+
+@pytest.mark.parametrize("buffer", [1, 5, 100])
+def test_a_copy_is_that_of_the_moment_wherever_it_lies(monkeypatch: pytest.MonkeyPatch, buffer: int):
+    """Fragments of any length over buffers of any length; the next copy takes their place, and may have other lengths."""
+    monkeypatch.setattr(engine_state, "_BUFFER_VALUES", buffer)
+    staging = Staging()
+    for lengths in ((3, 0, 4), (3, 0, 4), (2, 6)):
+        live = [
+            LiveFragment(str(number), number, {kind: torch.rand(length) for kind in KINDS})
+            for number, length in enumerate(lengths)
+        ]
+        copied = staging.copier(LocalState(1, {}, live))()
+        expected = [{kind: tensor.tolist() for kind, tensor in fragment.tensors.items()} for fragment in live]
+        for fragment in live:
+            for tensor in fragment.tensors.values():
+                tensor.zero_()
+        assert [{kind: array.tolist() for kind, array in fragment.arrays.items()} for fragment in copied] == expected
+        assert [(fragment.name, fragment.start) for fragment in copied] == [(one.name, one.start) for one in live]
 
 
 def test_a_part_is_not_taken_for_the_whole():
