@@ -16,8 +16,8 @@ Kept from forward to backward, as torch saves it for transformers' LLaMA (measur
 * RMSNorm, twice a layer and once at the end: its input in float32 and its normalised input, (4 + b) h, and one float32;
 * inputs of query, key and value, and of gate and up: b h each;
 * attention: query, key, value and output, each b h (keys and values are repeated for all heads), 4 H for the softmax;
-* documents kept apart: their outputs once more, b h; or, of short ones on a CPU, H weights
-  for every pair, and queries, keys and values twice;
+* documents kept apart on a CPU: their outputs once more, b h; or, of short ones, H weights for every pair, and queries,
+  keys and values twice;
 * feed-forward: gate, its activation, up and their product: 4 b i;
 * the head: gradients of its inputs, b h, and of its weights, b V h, are made in the forward pass (:mod:`train.loss`).
 
@@ -178,10 +178,10 @@ def end_activations(shape: Shape, length: int, layout: Layout) -> float:
 
 def _apart(shape: Shape, layout: Layout) -> float:
     """What a token of a layer keeps besides, when documents are kept apart (:mod:`train.attention`)."""
-    if layout.document_length is None:
-        return 0
+    if layout.document_length is None or layout.gpu:
+        return 0  # kernels for sequences of any length keep what those for rows do
     size = layout.bytes_per_weight
-    if layout.gpu or layout.document_length > SHORT_DOCUMENT:
+    if layout.document_length > SHORT_DOCUMENT:
         return size * shape.hidden_size  # the output, where documents lie and where their row does
     weights = shape.num_heads * layout.document_length * (4 + size if size < 4 else 4)
     # A document that is alone in its batch is a view of all queries, keys and values; those of others are copies.
