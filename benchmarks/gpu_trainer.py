@@ -27,7 +27,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] = ()) -> None:
         plan = _plan(Path(folder), size, args)
         begin = time.perf_counter()
         # Seven thousand million random numbers are a matter of a second on the device, of minutes on a host.
-        with device:
+        with device if args.init == "device" else nullcontext():
             trainer = start(plan)
         _synchronize()
         print(f"{_name(device)}, torch {torch.__version__}; ready after {time.perf_counter() - begin:.0f} s")
@@ -132,6 +132,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--cudnn", action="store_true", help="engine.cudnn_attention")
     parser.add_argument("--compile", action="store_true", help="engine.compile")
     parser.add_argument("--liger", action="store_true", help="engine.liger")
+    parser.add_argument("--init", choices=("device", "host"), default="device", help="where weights are drawn")
     parser.add_argument("--profile", action="store_true", help="print where the time of one more update goes")
     return parser.parse_args(list(argv))
 

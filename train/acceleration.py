@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from shards.errors import ConfigError
 from train.attention import set_kernel
-from train.attention_kernels import choose_kernel
+from train.attention_kernels import check_kernel, choose_kernel
 from train.config import EngineConfig
 
 
@@ -32,11 +32,11 @@ def accelerate(
         ConfigError: the kernels asked for are not installed, or do not run on this device.
     """
     dtype = torch.bfloat16 if engine.dtype == "bf16" else torch.float32
-    set_kernel(
-        causal,
-        choose_kernel(engine.attention_kernel, device=device, dtype=dtype),
-        cudnn=engine.cudnn_attention and device.type == "cuda",
-    )
+    kernel = choose_kernel(engine.attention_kernel, device=device, dtype=dtype)
+    if kernel != "buckets":
+        head_size = causal.config.hidden_size // causal.config.num_attention_heads
+        check_kernel(kernel, device=device, dtype=dtype, head_size=head_size)
+    set_kernel(causal, kernel, cudnn=engine.cudnn_attention and device.type == "cuda")
     if engine.liger:
         _apply_liger(causal, device)
     _checkpoint(causal, float(engine.activation_checkpointing))

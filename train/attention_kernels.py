@@ -15,12 +15,15 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
+from torch.nn import functional as F
 
 from shards.errors import ConfigError
-from train.document_layout import DocumentLayout
+from train.document_layout import DocumentLayout, lay_out_documents
 
 Kernel = Literal["flash3", "flash2", "varlen", "flex", "buckets"]
 Varlen = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, DocumentLayout, float], torch.Tensor]
@@ -32,6 +35,9 @@ _MODULES: dict[Kernel, str] = {
     "varlen": "torch.nn.attention.varlen",
     "flex": "torch.nn.attention.flex_attention",
 }
+_TOLERANCE = 0.05
+"""Of values of order one in 16 bits; documents that see each other differ by about one."""
+
 _FLASH: tuple[Kernel, ...] = ("flash3", "flash2", "varlen")
 
 
@@ -60,6 +66,44 @@ def choose_kernel(wanted: Kernel | Literal["auto"], *, device: torch.device, dty
 def varlen_kernel(kernel: Kernel) -> Varlen:
     """The function behind a name; not for ``buckets``, which takes no flat sequence."""
     return {"flash3": _flash3, "flash2": _flash2, "varlen": _torch_varlen, "flex": _flex}[kernel]
+
+
+def check_kernel(kernel: Kernel, *, device: torch.device, dtype: torch.dtype, head_size: int) -> None:
+    """Compare a kernel with torch's attention over one document after the other, on a few documents: a second at the start.
+
+    A kernel that reads its offsets another way than we write them would let documents see each other without a word.
+
+    Raises:
+        ConfigError: it gives other values, or (on a GPU) other gradients.
+    """
+    starts = np.cumsum([0, 37, 1, 130])
+    documents, scaling = lay_out_documents(starts, 300, device), head_size**-0.5
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(300, 2, head_size, generator=generator, device="cpu").to(device, dtype) for _ in range(4)]
+    inputs, probe = [tensor.requires_grad_(device.type == "cuda") for tensor in drawn[:3]], drawn[3]
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    query, key, value = inputs
+    found = [attention(query, key, value, documents, scaling) for attention in (varlen_kernel(kernel), _one_by_one)]
+    pairs.append((found[0], found[1]))
+    if device.type == "cuda":
+        gradients = [torch.autograd.grad((output * probe).sum(), inputs) for output in found]
+        pairs += list(zip(*gradients, strict=True))
+    worst = max(float((ours.float() - theirs.float()).abs().max()) for ours, theirs in pairs)
+    if not worst < _TOLERANCE:
+        raise ConfigError(
+            f"engine.attention_kernel: expected {kernel!r} to compute documents as if they were alone, found values that "
+            f"differ by {worst:.3g}; choose another, or another version of its package"
+        )
+
+
+def _one_by_one(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: DocumentLayout, scaling: float
+) -> torch.Tensor:
+    parts: list[torch.Tensor] = []
+    for start, stop in pairwise(documents.host_offsets.tolist()):
+        q, k, v = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
+        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)[0].transpose(0, 1))
+    return torch.cat(parts)
 
 
 def _obstacle(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import distributed, nn
 
+from shards.errors import ConfigError
 from train.backbone import parameters_by_name
 from train.checkpoint import StateSource
 from train.checkpoint_files import MOMENTS
@@ -110,6 +111,12 @@ class DeepSpeedEngine:
             config=_deepspeed_config(config, processes, micro_batch_rows),
             dist_init_required=False,
         )[0]
+        if self._stage < 3 and self._engine.optimizer.gradient_average:
+            # An older one reads over the key; every gradient would be too small by the number of processes.
+            raise ConfigError(
+                f"engine.kind: expected a DeepSpeed that knows gradient_allreduce_op, found {deepspeed.__version__}; "
+                "install the version of requirements.lock, or take kind = 'torch'"
+            )
         self._parameters = {name: p for name, p in parameters_by_name(self._engine.module).items() if p.requires_grad}
         self._shapes = trained_shapes(self._parameters)
         self._accept: Accept | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from shards.errors import ConfigError
 from train import attention_kernels
 from train.acceleration import accelerate, checkpointed_layers
 from train.attention import attend, lay_out_documents, set_kernel
-from train.attention_kernels import choose_kernel, varlen_kernel
+from train.attention_kernels import check_kernel, choose_kernel, varlen_kernel
 from train.backbone import Backbone, build_backbone
 from train.collate import MicroBatch
 from train.config import EngineConfig, TrainConfig
@@ -42,21 +41,6 @@ def inputs(rows: int, length: int, heads: int = 2, size: int = 16) -> list[torch
     return [torch.randn(rows, heads, length, size, generator=generator) for _ in range(3)]
 
 
-def loop(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: DocumentLayout, scaling: float
-) -> torch.Tensor:
-    """What every kernel of this signature promises, one document after the other."""
-    places = documents.offsets.tolist()
-    parts = []
-    for start, stop in pairwise(places):
-        assert stop - start <= documents.longest
-        q, k, v = (tensor[start:stop].transpose(0, 1)[None] for tensor in (query, key, value))
-        parts.append(
-            torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling)[0].transpose(0, 1)
-        )
-    return torch.cat(parts)
-
-
 def micro_batch(ids: torch.Tensor, packings: Sequence[Sequence[int]]) -> MicroBatch:
     positions = torch.cat([torch.arange(length) for row in packings for length in row]).view(ids.shape)
     return MicroBatch(ids, ids, positions, torch.zeros(len(ids), dtype=torch.long), layout_of(packings))
@@ -71,13 +55,28 @@ def test_kernels_for_flat_sequences_and_buckets_are_one_attention(rows: int, mon
     for kernel in ("buckets", "flex", "varlen"):
         module.document_kernel = kernel
         if kernel == "varlen":
-            monkeypatch.setattr(attention_kernels, "_torch_varlen", loop)
+            monkeypatch.setattr(attention_kernels, "_torch_varlen", attention_kernels._one_by_one)
         results[kernel], _ = attend(module, query, key, value, None, scaling=0.3, documents=documents)
     assert results["buckets"].shape == (rows, 193, 2, 16)
     torch.testing.assert_close(results["flex"], results["buckets"], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(results["varlen"], results["buckets"], rtol=1e-5, atol=1e-5)
     apart, _ = attend(torch.nn.Module(), query, key, value, None, scaling=0.3)
     assert (apart - results["buckets"]).abs().max() > 0.1, "without documents a row is one"
+
+
+def test_a_kernel_that_does_not_keep_documents_apart_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """Looked at on the device before a run; here with flex, which is right, and with one that takes a row for a document."""
+
+    def whole_row(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: DocumentLayout, scaling: float
+    ) -> torch.Tensor:
+        one = lay_out_documents(np.array([0]), int(documents.offsets[-1]), CPU)
+        return attention_kernels._one_by_one(query, key, value, one, scaling)
+
+    check_kernel("flex", device=CPU, dtype=torch.float32, head_size=16)
+    monkeypatch.setattr(attention_kernels, "_torch_varlen", whole_row)
+    with pytest.raises(ConfigError, match="expected 'varlen' to compute documents as if they were alone"):
+        check_kernel("varlen", device=CPU, dtype=torch.float32, head_size=16)
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=20))
