@@ -105,7 +105,7 @@ class _Lines:
         with self.scripts.command_of(name):
             try:
                 result = dict(measured())
-            except (KeyError, ValueError, IndexError, OSError, subprocess.SubprocessError) as error:
+            except (ImportError, KeyError, ValueError, IndexError, OSError, subprocess.SubprocessError) as error:
                 result = {"error": f"{type(error).__name__}: {error}"}
         line = {"peer": name, "what": what, "number": number, "load": os.getloadavg()[0], **result}
         self._found.append(line)
@@ -140,14 +140,9 @@ def _is_there(scripts: Scripts, name: str) -> bool:
 def _each(lines: _Lines, names: Iterable[str], what: str, command: str, mode: str, *, number: int = 0) -> None:
     """One command of ``run.py`` for every peer, without worker processes."""
     root, run = str(lines.folder), lines.scripts.run
-
-    def measured(name: str) -> Mapping[str, Any]:
-        if command == "resume":
-            return run.resume(root, name, mode, 0)
-        return run.sub([command, root, name, mode, "0"], name)
-
     for name in names:
-        lines.take(name, what, lambda name=name: measured(name), number)
+        # In a process of its own: before it measures, it imports the peer.
+        lines.take(name, what, lambda name=name: run.sub([command, root, name, mode, "0"], name), number)
 
 
 def _behaviour(lines: _Lines, names: Iterable[str]) -> None:
