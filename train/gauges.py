@@ -113,7 +113,7 @@ class Gauges:
         self._wait_s += seconds
 
     def pause(self, seconds: float) -> None:
-        """Seconds that went to something else than steps: validation, saving a dump."""
+        """Seconds that went to something else than steps."""
         self._interval_start += seconds
 
     def read(self, step: int, *, lr: float) -> Interval:

@@ -234,8 +234,11 @@ def _report_skipped(
         found = torch.cat(trainer.gauges.losses)
         losses = gather_losses(trainer.plan, batch, found, step=step, total=trainer.engine.sum)
         folder = dump_folder(config.output, step)
-        if trainer.processes.rank == 0:
-            write_dump(folder, trainer.plan, losses, judged, step=step, lr=lr)
+        try:
+            if trainer.processes.rank == 0:
+                write_dump(folder, trainer.plan, losses, judged, step=step, lr=lr)
+        except OSError as error:  # a full disk: the run can do without
+            log.event("dump_failed", step=step, error=str(error))
     log.event("skipped", step=step, reason=judged.refused, dump=str(folder or ""))
     trainer.guard.check(config.output, folder)
 

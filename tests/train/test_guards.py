@@ -154,6 +154,19 @@ def test_a_skipped_batch_is_logged_and_dumped_so_that_the_inspector_shows_it(
     assert facts["rows"][0]["samples"][0] in page and "text to" in page
 
 
+def test_a_dump_that_cannot_be_written_is_logged_and_no_reason_to_stop(
+    make_config: Make, plant: Callable[[set[int]], None]
+):
+    """A file is where the folder should be."""
+    config = make_config(steps=3)
+    config.output.mkdir()
+    (config.output / "dumps").write_text("", encoding="utf-8")
+    plant({2})
+    assert train(make_plan(config, where="test.toml")) == 3
+    log = (config.output / "train.log").read_text(encoding="utf-8")
+    assert '"event": "dump_failed"' in log and '"event": "skipped"' in log
+
+
 def test_a_run_that_goes_on_like_that_stops_also_across_a_resume(make_config: Make, plant: Callable[[set[int]], None]):
     """Two skips before the stop at step 4, one after: three in a row."""
     config = make_config(steps=9, guards={"max_skips": 3}, checkpoint={"every": 100})

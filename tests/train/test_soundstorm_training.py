@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -348,3 +349,23 @@ def test_the_shipped_configs_fit_each_other(repository: Path):
         packing = packing.model_copy(update={"vocabulary": repository / packing.vocabulary})
         assert load_language(packing).vocabulary.fingerprint == vocabulary.fingerprint
         assert packing.long_documents == "reject"
+
+
+def test_speech_kept_apart_is_measured_by_level_and_what_fills_a_pass_does_not_count(
+    make: Make, data: Path, tmp_path: Path
+):
+    """Five rows in passes of four, and in passes of one."""
+    root = tmp_path / "data"
+    shutil.copytree(data, root)
+    shutil.copytree(data / "speech", root / "speech-validation")
+    found = []
+    for rows in (4, 1):
+        engine = {"kind": "torch", "dtype": "fp32", "micro_batch_rows": rows}
+        config = make(
+            data=root, steps=2, output=tmp_path / str(rows), engine=engine, validation={"every": 1, "rows": 5}
+        )
+        run(config)
+        found.append(read_metrics(config.output / "metrics.jsonl", kind="validation"))
+    for padded, exact in zip(*found, strict=True):
+        assert padded["targets"] == exact["targets"] and len(exact["targets"]) > 1
+        assert padded["loss_by_modality"] == pytest.approx(exact["loss_by_modality"], abs=1e-4)
