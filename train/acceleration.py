@@ -6,6 +6,7 @@ The order matters: Liger replaces code that compiling would look at, and a layer
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -62,12 +63,10 @@ def _apply_liger(causal: nn.Module, device: torch.device) -> None:
     if device.type != "cuda":
         raise ConfigError("engine.liger: expected a GPU for its Triton kernels, found none; leave it out")
     try:
-        from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
-            apply_liger_kernel_to_llama,
-        )
+        liger = import_module("liger_kernel.transformers")  # no dependency of ours: who wants it installs it
     except ImportError as error:
         raise ConfigError(
             "engine.liger: expected the package liger-kernel, found none; pip install liger-kernel, or leave it out"
         ) from error
     options: dict[str, Any] = {"cross_entropy": False, "fused_linear_cross_entropy": False}
-    apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, model=causal, **options)
+    liger.apply_liger_kernel_to_llama(rope=True, rms_norm=True, swiglu=True, model=causal, **options)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, Literal, cast
 
@@ -126,18 +127,16 @@ def _obstacle(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str:
 def _flash3(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: DocumentLayout, scaling: float
 ) -> torch.Tensor:
-    from flash_attn_interface import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
-
-    output = flash_attn_varlen_func(query, key, value, softmax_scale=scaling, causal=True, **_offsets(documents))
+    attention = import_module(_MODULES["flash3"]).flash_attn_varlen_func
+    output = attention(query, key, value, softmax_scale=scaling, causal=True, **_offsets(documents))
     return cast(torch.Tensor, output[0] if isinstance(output, tuple) else output)  # early versions add the log-sum
 
 
 def _flash2(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, documents: DocumentLayout, scaling: float
 ) -> torch.Tensor:
-    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
-
-    output = flash_attn_varlen_func(query, key, value, softmax_scale=scaling, causal=True, **_offsets(documents))
+    attention = import_module(_MODULES["flash2"]).flash_attn_varlen_func
+    output = attention(query, key, value, softmax_scale=scaling, causal=True, **_offsets(documents))
     return cast(torch.Tensor, output)
 
 

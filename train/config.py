@@ -183,7 +183,7 @@ class EngineConfig(Config):
 
     reduce_bucket: PositiveInt = 100_000_000
     """DeepSpeed: gradients that are summed over processes at a time. Two such buffers of bf16 are held with
-    ``overlap``, 400 MB; its default of five times as much is 2 GB, and no faster on eight GPUs of a machine."""
+    ``overlap``, 400 MB in all; with its own default, five times as much, they are 2 GB."""
 
     gather_bucket: PositiveInt = 500_000_000
     """DeepSpeed: weights of an update that are sent at a time."""
