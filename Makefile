@@ -19,6 +19,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 #   CORPUS   a name in configs/corpora            make tokenize CORPUS=laion2b
 #   CLUSTER  the address of Ray's job server      make tokenize CORPUS=laion2b CLUSTER=http://head:8265
 #   DATASET  a folder of packed or sample shards  make inspect DATASET=runs/pretrain-tiny/...
+#   LAUNCHER torchrun or deepspeed, for CONFIG    make pretrain CONFIG=... PROCESSES=8
+#   HOSTFILE hosts of the deepspeed launcher      make pretrain CONFIG=... LAUNCHER=deepspeed HOSTFILE=hosts
 #   NAME     one benchmark                        make bench NAME=packing
 #   ARGS     passed on as they are                make tokenize CORPUS=mls ARGS="--set root=DIR --dry-run"
 CONFIG ?=
@@ -27,18 +29,24 @@ CLUSTER ?=
 ID ?=
 IDS ?=
 DATASET ?=
+LAUNCHER ?= torchrun
+PROCESSES ?= 1
+HOSTFILE ?=
 NAME ?=
 ARGS ?=
+
+# A process a GPU; one process needs no launcher. The deepspeed launcher finds its own command on PATH.
+launch = $(if $(filter deepspeed,$(LAUNCHER)),PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed $(if $(HOSTFILE),--hostfile $(HOSTFILE),--num_gpus $(PROCESSES)) --module train.cli,$(if $(filter 1,$(PROCESSES)),$(BIN)/anygpt-train,$(BIN)/torchrun --standalone --nproc-per-node $(PROCESSES) -m train.cli))
 
 ##@ Train, from nothing to a model that draws from a sentence
 
 .PHONY: pretrain
 pretrain: setup ## the whole route on sample corpora; CONFIG=... trains a real one
-	@$(if $(CONFIG),$(BIN)/anygpt-train $(CONFIG),$(BIN)/anygpt-route configs/routes/pretrain-tiny.toml) $(ARGS)
+	@$(if $(CONFIG),$(launch) $(CONFIG),$(BIN)/anygpt-route configs/routes/pretrain-tiny.toml) $(ARGS)
 
 .PHONY: sft
 sft: setup ## the instruction stage, from the pretrain checkpoint; CONFIG=... likewise
-	@$(if $(CONFIG),$(BIN)/anygpt-train $(CONFIG),$(BIN)/anygpt-route configs/routes/sft-tiny.toml) $(ARGS)
+	@$(if $(CONFIG),$(launch) $(CONFIG),$(BIN)/anygpt-route configs/routes/sft-tiny.toml) $(ARGS)
 
 ##@ Make data
 

@@ -6,8 +6,9 @@ h hidden, i intermediate size, L layers, H heads, V rows of the embedding, T = m
 Kept all the time (Rajbhandari et al. 2020, arXiv:1910.02054; the engine's own choices in :mod:`train.engine`):
 
 * weights b P, cut by N at ZeRO-3, which then also holds up to ``engine.max_live`` gathered ones;
-* gradients b Pt, cut by N from ZeRO-2 on; sums in float32 take 4 Pt instead, in plain torch beside those of the pass;
-* float32 master weights 4 Pt and Adam's two moments 8 Pt, cut by N at every stage, whole in plain torch;
+* gradients b Pt, cut by N from ZeRO-2 on; sums in float32 take 4 Pt instead;
+* float32 master weights 4 Pt and Adam's two moments 8 Pt, cut by N at every stage; whole in plain torch, where float32
+  weights are their own masters;
 * what ``engine.offload`` names is in host memory instead, with the gradients the optimizer reads;
 * in a pass, DeepSpeed's bucket of ``engine.reduce_bucket`` gradients, twice where sums overlap the pass.
 
@@ -27,7 +28,8 @@ Liger's kernels and torch.compile keep less than this; how much less is not coun
 
 Passing, and never at the same moment: the logits of one chunk of targets with their probabilities and gradient beside the
 float32 gradient of the head, before backward; the gradients inside one layer, in backward; and, when all activations
-are gone, the gradient that the optimizer reads, 4 Pt / N, beside the flattened one it is made from.
+are gone, the gradient that the optimizer reads, 4 Pt / N, beside the flattened one it is made from; in plain torch those of
+some parameters at a time, where gradients are in bfloat16 (:mod:`train.torch_engine`).
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ from train.plan import Shape
 GIB = 1 << 30
 SHORT_DOCUMENT = 128
 """Ids up to which a document's attention weights are kept on a CPU."""
+
+WIDENED = 500_000_000
+"""Gradients in bfloat16 that plain torch widens to float32 at a time: 2 GB."""
 
 RESERVE_GIB = 2.0
 """Context of the device, buffers of its collectives, workspaces of its libraries: no tensor shows them. An estimate."""
@@ -130,7 +135,7 @@ def plan_memory(shape: Shape, length: int, layout: Layout, lora: LoraConfig | No
         activations=again * inputs + (shape.num_layers - again) * layer + ends,
         recomputed=layer if again else 0,
         passing=passing,
-        step=_update(trained, layout),
+        step=_update(trained, layout, largest=shape.vocabulary_size * shape.hidden_size),
         host=host,
     )
 
@@ -200,17 +205,23 @@ def _states(total: int, trained: int, layout: Layout) -> tuple[dict[str, float],
     moved = {"none": (), "optimizer": ("gradients", "master", "moments"), "parameters": tuple(states)}[layout.offload]
     host = sum(states[kind] for kind in moved)
     states |= dict.fromkeys(moved, 0.0)
-    if zero is None:
-        states["gradients"] += size * trained  # those of the pass, beside their sums
+    if zero is None and size == 4:
+        states["master"] = 0.0
     if zero == 3:
         states["weights"] += size * min(total, layout.live) * (1 - 1 / parts)
     return states, host
 
 
-def _update(trained: int, layout: Layout) -> float:
-    """Float32 gradients of the partition that is updated, beside the flattened ones they are made from."""
-    if layout.zero is None or layout.offload != "none":
+def _update(trained: int, layout: Layout, *, largest: int) -> float:
+    """Float32 gradients of the partition that is updated, beside the flattened ones they are made from.
+
+    Args:
+        largest: numbers in the largest parameter.
+    """
+    if layout.offload != "none":
         return 0.0
+    if layout.zero is None:
+        return 0.0 if layout.bytes_per_gradient == 4 else 4 * min(trained, WIDENED + largest)
     flattened = layout.bytes_per_gradient
     return trained / layout.processes * (flattened if flattened == 4 else 4 + flattened)
 

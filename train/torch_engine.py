@@ -23,6 +23,7 @@ from train.checkpoint_files import MASTER, MOMENTS
 from train.collate import MicroBatch
 from train.config import OptimizerConfig, TrainConfig
 from train.engine_state import LiveFragment, LocalState, check_shapes, even_share, fill, trained_shapes
+from train.memory import WIDENED
 from train.processes import Processes, sum_over
 
 Accept = Callable[[float], bool]
@@ -30,9 +31,6 @@ Accept = Callable[[float], bool]
 
 _ADDED = 4096
 """Values whose squares are added up one after the other."""
-
-_WIDENED = 500_000_000
-"""Gradients that are widened to float32 at a time: 2 GB."""
 
 
 def adamw(parameters: Iterable[torch.Tensor], config: OptimizerConfig) -> torch.optim.AdamW:
@@ -189,13 +187,13 @@ def _add_to(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
 
 
 def _parts(names: Iterable[str], parameters: dict[str, nn.Parameter]) -> Iterator[list[str]]:
-    """Parameters in groups of about :data:`_WIDENED` values."""
+    """Parameters in groups of about :data:`WIDENED` values."""
     part: list[str] = []
     values = 0
     for name in names:
         part.append(name)
         values += parameters[name].numel()
-        if values >= _WIDENED:
+        if values >= WIDENED:
             yield part
             part, values = [], 0
     if part:

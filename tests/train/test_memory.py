@@ -116,8 +116,7 @@ def test_gradients_of_a_pass_are_those_planned(make_config: Make, kind: str, dty
         loss, _ = trainer.engine.forward(micro)
         trainer.engine.backward(loss, last=True)
     planned = memory_of(outline(plan), layout_of(outline(plan), 1, gpu=False))
-    sums = planned.gradients - (2 if dtype == "bf16" else 4) * plan.shape.num_parameters * (kind == "torch")
-    assert sums == pytest.approx(gradient_bytes(trainer.engine), rel=A_TENTH)
+    assert planned.gradients == pytest.approx(gradient_bytes(trainer.engine), rel=A_TENTH)
 
 
 @pytest.mark.parametrize("attention", ["row", "document"])
@@ -178,7 +177,9 @@ def saved_bytes(backbone: Backbone, batch: MicroBatch) -> int:
 def state_bytes(engine: Any, network: torch.nn.Module) -> dict[str, int]:
     """Of the weights, master weights and moments of an engine of one process."""
     if hasattr(engine, "_master"):
-        masters, inner = list(engine._master.values()), engine._optimizer
+        own = {parameter.data_ptr() for parameter in network.parameters()}
+        masters = [master for master in engine._master.values() if master.data_ptr() not in own]
+        inner = engine._optimizer
     else:
         zero = engine._engine.optimizer
         masters, inner = list(zero.single_partition_of_fp32_groups), zero.optimizer
