@@ -171,7 +171,7 @@ def test_what_fits_where(pretrain: Outline):
 
 def test_the_bill_says_what_was_asked(nowhere: Path, capsys: pytest.CaptureFixture[str]):
     output = dry_run(capsys, "pretrain", "--gpus", "96", "--kind", "H200", "--hourly", "3", "--mfu", "0.5")
-    assert "GPU-hours    4,632, $13,896 at $3 an hour" in output
+    assert "GPU-hours    4,632, $13,897 at $3 an hour" in output
     assert "of each of 96 GPUs" in output and "H200        139.8 GiB: fits" in output and "A100" not in output
     assert json.loads(output.partition("\n}\n")[0] + "}")["steps"] == 81_000
     everything = dry_run(capsys, "pretrain")
