@@ -29,35 +29,38 @@ class _SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, targets_N: torch.Tensor, chunk: int, num_ids: int
+        ctx: Any,
+        hidden_ND: torch.Tensor,
+        weight_VD: torch.Tensor,
+        targets_N: torch.Tensor,
+        chunk: int,
+        num_ids: int,
+        learns: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        needs_gradient = hidden_ND.requires_grad or weight_VD.requires_grad
         losses_N = torch.empty(len(targets_N), dtype=torch.float32, device=hidden_ND.device)
-        hidden_gradient = torch.empty_like(hidden_ND) if needs_gradient else None
-        weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
+        # A head that is frozen, under adapters, has no gradient; in validation nothing has.
+        hidden_gradient = torch.empty_like(hidden_ND) if learns and hidden_ND.requires_grad else None
+        weight_gradient = (
+            torch.zeros_like(weight_VD, dtype=torch.float32) if learns and weight_VD.requires_grad else None
+        )
+        needs_gradient = hidden_gradient is not None or weight_gradient is not None
         for start in range(0, len(targets_N), chunk):
             part = slice(start, start + chunk)
             of_chunk = hidden_ND[part], weight_VD, targets_N[part], losses_N[part]
             gradient_CV = _chunk_losses(*of_chunk, num_ids=num_ids, needs_gradient=needs_gradient)
-            if gradient_CV is not None and hidden_gradient is not None and weight_gradient is not None:
+            if gradient_CV is not None and hidden_gradient is not None:
                 torch.mm(gradient_CV, weight_VD, out=hidden_gradient[part])
+            if gradient_CV is not None and weight_gradient is not None:
                 weight_gradient += gradient_CV.T @ hidden_ND[part]
-        if hidden_gradient is not None and weight_gradient is not None:
-            ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight_VD.dtype))
+        ctx.save_for_backward(hidden_gradient, None if weight_gradient is None else weight_gradient.to(weight_VD.dtype))
         ctx.mark_non_differentiable(losses_N)
         return losses_N.sum(), losses_N
 
     @staticmethod
-    def backward(ctx: Any, *output_gradients: Any) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
+    def backward(ctx: Any, *output_gradients: Any) -> tuple[torch.Tensor | None, ...]:
         scale = output_gradients[0]
-        return (
-            hidden_gradient * scale.to(hidden_gradient.dtype),
-            weight_gradient * scale.to(weight_gradient.dtype),
-            None,
-            None,
-            None,
-        )
+        scaled = (None if one is None else one * scale.to(one.dtype) for one in ctx.saved_tensors)
+        return (*scaled, None, None, None, None)
 
 
 def _chunk_losses(
@@ -125,7 +128,9 @@ def summed_cross_entropy(
         A scalar that can be differentiated, and (N,) float32 that cannot.
     """
     known = len(weight_VD) if num_ids is None else num_ids
-    return _SummedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, known)  # pyright: ignore[reportReturnType]
+    # Inside the function nothing is recorded, so it cannot ask itself.
+    learns = torch.is_grad_enabled()
+    return _SummedCrossEntropy.apply(hidden_ND, weight_VD, targets_N, chunk, known, learns)  # pyright: ignore[reportReturnType]
 
 
 class HeadLoss(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.collate import IGNORED
 from train.loss import HeadLoss, _losses_by_maximum, full_cross_entropy, summed_cross_entropy
@@ -90,3 +91,36 @@ def test_without_gradients_none_is_computed():
         loss, _ = HeadLoss(torch.nn.Parameter(weight), num_ids=IDS, chunk=8)(hidden, labels)
     assert not loss.requires_grad
     assert loss.item() == pytest.approx(full_cross_entropy(hidden, weight, labels).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("learns", ["hidden", "weight", "neither"])
+def test_gradients_that_nobody_asked_for_are_not_made(learns: str):
+    """A head that is frozen under adapters, and validation; what is asked for is as it is with both."""
+    hidden, weight, labels = problem()
+    wanted = labels[:, 1:] != IGNORED
+    states, targets = hidden[:, :-1][wanted], labels[:, 1:][wanted]
+    both = states.clone().requires_grad_(), weight.clone().requires_grad_()
+    expected = gradients(summed_cross_entropy(*both, targets, chunk=16)[0], *both)
+    part = states.clone().requires_grad_(learns == "hidden"), weight.clone().requires_grad_(learns == "weight")
+    with MatrixProducts() as products:
+        loss, _ = summed_cross_entropy(*part, targets, chunk=16)
+    chunks = -(-len(targets) // 16)
+    assert products.count == chunks * (1 if learns == "neither" else 2)
+    for tensor, gradient in zip(part, expected, strict=True):
+        if tensor.requires_grad:
+            assert torch.equal(*gradients(loss, tensor), gradient)
+    with torch.no_grad(), MatrixProducts() as products:
+        summed_cross_entropy(*both, targets, chunk=16)
+    assert products.count == chunks
+
+
+class MatrixProducts(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "aten.mm" in str(func)
+        return func(*args, **(kwargs or {}))
