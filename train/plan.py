@@ -21,6 +21,7 @@ from shards.storage import is_remote
 from shards.tokenizer_files import check_added_tokens, extends
 from shards.vocabulary import MediaBlock, Vocabulary
 from shards.windows import Windows
+from train.base_weights import weights_fingerprint
 from train.config import MixtureConfig, SoundStormConfig, TrainConfig
 from train.mix_config import PhasedMixtureConfig, make_schedule
 from train.shape import Shape, check_expected_shape, padded, shape_of_folder, shape_of_model
@@ -292,6 +293,7 @@ def _fingerprints(
         start |= {"model": model} if config.init.folder is None else {}
         if config.lora is not None:
             start |= {"lora": config.lora.model_dump(mode="json", exclude={"dropout", "export"})}
+            start |= {"base": weights_fingerprint(config.init.folder) if config.init.folder else None}
         batch |= {"attention": config.attention}
     return {
         "vocabulary": vocabulary.fingerprint,
