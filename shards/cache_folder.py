@@ -131,7 +131,7 @@ class CacheFolder:
             os.close(lock)
 
     def used_bytes(self) -> int:
-        """Of all files, those that are being fetched included."""
+        """Of all files, those that are being fetched included; one that is being renamed may count twice, or not."""
         return sum(size for _, size in self._files())
 
     def _fetch(self, shard: RemoteShard, path: Path, beyond: bool, stopped: Callable[[], bool]) -> bool:
@@ -144,7 +144,9 @@ class CacheFolder:
                 if file is None:
                     return False
                 _download(shard, file, stopped)
-            temporary.replace(path)
+            # Whoever counts meanwhile would see it under both names, or under neither.
+            with self._room():
+                temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
@@ -153,27 +155,39 @@ class CacheFolder:
     @contextmanager
     def _reserve(self, temporary: Path, num_bytes: int, *, beyond: bool) -> Generator[IO[bytes] | None]:
         """A file with room for so many bytes; None if the bound allows none."""
-        with _disk(self.folder):
-            room = self._lock(self.folder / _ROOM, fcntl.LOCK_EX)
-        try:
-            excess = self._make_room(num_bytes, keep=temporary)
-            if excess > 0 and not beyond:
-                yield None
-                return
-            if (free := disk_usage(self.folder).free) < num_bytes:
-                raise _disk_is_full(self.folder, num_bytes, f"{free:,}")
-            with _disk(self.folder):
-                file = temporary.open("wb")
-                if hasattr(os, "posix_fallocate") and num_bytes:
-                    try:
-                        os.posix_fallocate(file.fileno(), 0, num_bytes)
-                    except OSError:
-                        file.close()
-                        raise
-        finally:
-            os.close(room)
+        with self._room():
+            file = self._open_reserved(temporary, num_bytes, beyond=beyond)
+        if file is None:
+            yield None
+            return
         with file, _disk(self.folder):
             yield file
+
+    def _open_reserved(self, temporary: Path, num_bytes: int, *, beyond: bool) -> IO[bytes] | None:
+        excess = self._make_room(num_bytes, keep=temporary)
+        if excess > 0 and not beyond:
+            return None
+        if (free := disk_usage(self.folder).free) < num_bytes:
+            raise _disk_is_full(self.folder, num_bytes, f"{free:,}")
+        with _disk(self.folder):
+            file = temporary.open("wb")
+            if hasattr(os, "posix_fallocate") and num_bytes:
+                try:
+                    os.posix_fallocate(file.fileno(), 0, num_bytes)
+                except OSError:
+                    file.close()
+                    raise
+            return file
+
+    @contextmanager
+    def _room(self) -> Generator[None]:
+        """While this lasts, no other counts the files, makes one or names one."""
+        with _disk(self.folder):
+            lock = self._lock(self.folder / _ROOM, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def _make_room(self, num_bytes: int, *, keep: Path) -> int:
         """Evict until so many bytes fit, least recently used first; how many bytes are still too many."""

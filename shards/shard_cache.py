@@ -202,14 +202,21 @@ class ShardCache:
 
     def _next_missing(self) -> RemoteShard | None:
         with self._changed:
-            # Room that is made for a shard that is needed now is not ours.
-            self._changed.wait_for(lambda: not self._urgent)
-            for name, shard in self._wanted.items():
-                if not (name in self._held or name in self._fetching or name in self._failed):
-                    self._fetching.add(name)
+            while True:
+                # Room that is made for a shard that is needed now is not ours.
+                self._changed.wait_for(lambda: not self._urgent)
+                busy = self._held.keys() | self._fetching | self._failed.keys()
+                shard = next((shard for name, shard in self._wanted.items() if name not in busy), None)
+                if shard is None:
+                    self._threads.discard(threading.current_thread())
+                    return None
+                # Rooms are taken in order: a thread that is quick must not take that of one that fetches what comes before.
+                fetched = sum(self._wanted[name].num_bytes for name in self._fetching if name in self._wanted)
+                taken = fetched + sum(held.file.num_bytes for held in self._held.values())
+                if taken + shard.num_bytes <= self._files.max_bytes or not busy:
+                    self._fetching.add(shard.name)
                     return shard
-            self._threads.discard(threading.current_thread())
-            return None
+                self._changed.wait(_RETRY_S)
 
 
 def _let_go(held: _Held) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +257,15 @@ def _note(order: list[str], module: nn.Module, result: object) -> object:
 # --- signals
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C as an interpreter has it; processes that run tests side by side may ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_signal_is_heard_once_and_the_second_acts():
     with StopRequest() as stop:
         assert not stop.heard and not stop.is_agreed()

@@ -36,7 +36,7 @@ def test_sums_in_either_dtype_are_those_of_deepspeed(make_config: Make):
 
 def test_widening_gradients_in_small_parts_changes_nothing(make_config: Make, monkeypatch: pytest.MonkeyPatch):
     whole, _ = curve_of(make_config, gradients="bf16")
-    monkeypatch.setattr(torch_engine, "_WIDENED", 500)
+    monkeypatch.setattr(torch_engine, "WIDENED", 500)
     parts, engine = curve_of(make_config, gradients="bf16")
     assert parts == whole
     assert len(list(torch_engine._parts(engine._master, engine._parameters))) > 5
