@@ -46,7 +46,10 @@ def measure() -> Mapping[str, float]:
         plan = _plan(Path(folder))
         trainer = start(plan)
         with RowStream(plan.mixture, plan.datasets, batch_rows=BATCH_ROWS, attention="document") as stream:
-            step = lambda: train_step(trainer, stream.next(), LR)  # noqa: E731
+
+            def step() -> object:
+                return train_step(trainer, stream.next(), LR)
+
             for _ in range(2):
                 step()
             times = _rounds(trainer, step)

@@ -149,8 +149,10 @@ def doubtful_segments(
         levels: 0 where not known.
         duration_s: NaN where not known.
     """
-    codebook = np.array([CODEBOOK_SIZES.get(name, 0) for name in modalities], np.int64)  # pyright: ignore
-    rate = np.array([FRAMES_PER_SECOND.get(name, np.nan) for name in modalities])  # pyright: ignore
+    sizes = {str(name): size for name, size in CODEBOOK_SIZES.items()}
+    rates = {str(name): float(rate) for name, rate in FRAMES_PER_SECOND.items()}
+    codebook = np.array([sizes.get(name or "", 0) for name in modalities], np.int64)
+    rate = np.array([rates.get(name or "", np.nan) for name in modalities], np.float64)
     is_picture = np.array([name == Modality.IMAGE for name in modalities], np.bool_)[modality]
     frames = lengths // np.maximum(levels, 1)
     exact = duration_s * rate[modality]
