@@ -72,8 +72,8 @@ def _feistel(values: Keys, one: Keys, other: Keys, keys: Keys) -> Keys:
     for number, constant in enumerate(_ROUND_CONSTANTS):
         moved, still, modulus = (left, right, one) if number % 2 == 0 else (right, left, other)
         moved += _below(still, keys + constant, modulus)
-        # Both terms are below the modulus: a subtraction is the remainder.
-        moved -= modulus * (moved >= modulus)
+        # Both terms are below the modulus: a subtraction is the remainder, and where it is not wanted it wraps around.
+        np.minimum(moved, moved - modulus, out=moved)
     left *= other
     left += right
     return left

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shards.errors import ConfigError
-from shards.permutation import Int64s, key_of, numbered, permute_each, sides
+from shards.permutation import Int64s, Keys, key_of, numbered, permute_each, sides
 from shards.windows import Windows
 
 
@@ -48,7 +48,7 @@ class RowOrder:
         sizes = self._sizes[datasets]
         epochs = nth // sizes
         offsets = nth - epochs * sizes
-        keys = numbered(self._keys[datasets], epochs)
+        keys = self._keys_of(datasets, epochs)
         if not self._windows:
             return permute_each(offsets, sizes, *self._sides[:, datasets], keys=keys)
         rows = np.empty_like(offsets)
@@ -59,6 +59,16 @@ class RowOrder:
             if mine.any():
                 rows[mine] = windows.rows(epochs[mine], offsets[mine], keys=keys[mine])
         return rows
+
+    def _keys_of(self, datasets: Int64s, epochs: Int64s) -> Keys:
+        """(n,) the key of each epoch of each dataset; as a rule few epochs are read at a time, so a table has them all."""
+        if not epochs.size:
+            return np.empty(0, np.uint64)
+        first, last = int(epochs.min()), int(epochs.max())
+        if (last - first) * len(self._keys) > epochs.size:
+            return numbered(self._keys[datasets], epochs)
+        table = numbered(self._keys[:, None], np.arange(first, last + 1))
+        return table[datasets, epochs - first] if last > first else table[:, 0][datasets]
 
 
 def as_positions(positions: npt.ArrayLike) -> Int64s:
