@@ -29,8 +29,9 @@ SIZES = {"a": 10_000, "b": 6_000, "c": 3_000, "d": 1_000}
 SHARES = {"a": 0.5, "b": 0.25, "c": 0.15, "d": 0.1}
 BATCH_ROWS = 8
 STEPS = 1500
-STEPS_PLANNED = 512
-ROUNDS = 5
+# As many rows at once as the trainer's stream plans.
+STEPS_PLANNED = 16_384 // BATCH_ROWS
+ROUNDS = 15
 
 
 def main() -> None:
@@ -108,7 +109,7 @@ def _bare(maps: list[np.ndarray], plan: list[list[tuple[int, int]]], buffer: np.
 def _read(datasets: Mapping[str, PackedDataset], mixture: Mixture, buffer: np.ndarray, *, steps: int) -> None:
     mixed = MixedRows(mixture, [datasets[name] for name in mixture.names])
     for first in range(0, steps, STEPS_PLANNED):
-        planned = range(first, min(first + STEPS_PLANNED, steps))
+        planned = np.arange(first, min(first + STEPS_PLANNED, steps))
         rows = mixed.plan(mixture.batches(planned, BATCH_ROWS))
         for start in range(0, len(rows), BATCH_ROWS):
             mixed.gather(rows, buffer, start=start)

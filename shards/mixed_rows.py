@@ -1,7 +1,7 @@
 """Rows of a mixture at memory speed, for any trainer: planned as arrays, copied once, from the mapped file into a buffer.
 
 What costs in a loader is Python around each row. Here positions become file numbers and rows in blocks of thousands
-(:meth:`MixedRows.plan`), and :meth:`MixedRows.gather` does nothing a row but the copy. No worker processes: they make fast
+(:meth:`MixedRows.plan`), and :meth:`MixedRows.gather` does little a row but the copy. No worker processes: they make fast
 loaders slower, for batches must travel between processes. Numpy alone; a trainer adds its thread and its device.
 What is planned is also what must be fetched soon, where files lie in an object store (:meth:`MixedRows.read_ahead`).
 """
@@ -31,16 +31,26 @@ class Rows:
     Attributes:
         positions: (n,) of the mixture.
         datasets: (n,) indices into the mixture's names.
-        shards: numbers of files, counted over all datasets; ``rows`` are theirs.
+        places: (n, 2) number of the file, counted over all datasets, and row of that file. Side by side, because Python
+            numbers are made of them when they are needed: thousands made ahead would be cold by then.
     """
 
     positions: Int64s
-    datasets: npt.NDArray[np.int64]
-    shards: list[int]
-    rows: list[int]
+    datasets: Int64s
+    places: Int64s
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.places)
+
+    @property
+    def shards(self) -> Int64s:
+        """(n,) numbers of files."""
+        return self.places[:, 0]
+
+    @property
+    def rows(self) -> Int64s:
+        """(n,) rows of those files."""
+        return self.places[:, 1]
 
 
 class MixedRows:
@@ -89,7 +99,7 @@ class MixedRows:
         if not self._caches:
             return
         wanted: dict[int, list[RemoteShard]] = {id(cache): [] for cache in self._caches}
-        for number in dict.fromkeys(chain.from_iterable(rows.shards for rows in plans)):
+        for number in dict.fromkeys(chain.from_iterable(rows.shards.tolist() for rows in plans)):
             dataset, local = self._file(number)
             if dataset.cache is not None:
                 wanted[id(dataset.cache)].append(dataset.remote_shard(local))
@@ -109,11 +119,12 @@ class MixedRows:
             rows: (n,) of those datasets.
             positions: (n,) that they have in the mixture; from 0 on when None.
         """
-        places = self._first_of_dataset[datasets] + rows
-        shards = np.searchsorted(self._first_of_shard, places, side="right") - 1
-        local = places - self._first_of_shard[shards]
-        counted = np.arange(len(rows)) if positions is None else positions
-        return Rows(counted, datasets, shards.tolist(), local.tolist())
+        counted = self._first_of_dataset[datasets] + rows
+        shards = np.searchsorted(self._first_of_shard, counted, side="right") - 1
+        places = np.empty((len(rows), 2), np.int64)
+        places[:, 0] = shards
+        np.subtract(counted, self._first_of_shard[shards], out=places[:, 1])
+        return Rows(np.arange(len(rows)) if positions is None else positions, datasets, places)
 
     def gather(self, rows: Rows, out: TokenIds, *, start: int = 0) -> TokenIds:
         """Copy rows into a buffer, in order, until it is full.
@@ -128,15 +139,16 @@ class MixedRows:
         Raises:
             ValueError: fewer rows from ``start`` on than the buffer holds.
         """
-        ids = self._ids
-        place, stop = 0, start + len(out)
-        if stop > len(rows):
-            raise ValueError(f"expected {len(out)} rows from {start} on, found {len(rows) - start}")
-        # The innermost loop of all reading: a count by hand costs less than a third iterator.
-        for shard, row in zip(rows.shards[start:stop], rows.rows[start:stop], strict=False):
+        found = rows.places[start : start + len(out)]
+        if len(found) < len(out):
+            raise ValueError(f"expected {len(out)} rows from {start} on, found {len(found)}")
+        # File and row in turn: one list is made, and no pairs.
+        numbers = iter(found.ravel().tolist())
+        ids, place = self._ids, 0
+        for shard, row in zip(numbers, numbers, strict=True):
             stored = ids[shard]
             out[place] = stored[row] if stored is not None else self._checked(shard, row)
-            place += 1  # noqa: SIM113
+            place += 1  # noqa: SIM113 - counting by hand costs less than a third iterator
         return out
 
     def shard(self, number: int) -> OpenShard:
