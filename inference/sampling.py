@@ -22,8 +22,15 @@ class SamplingConfig(Config):
 
     temperature: float = Field(default=1.0, ge=0.0)
     """0 takes the likeliest id."""
+    top_k: int = Field(default=0, ge=0)
+    """Draw among the likeliest so many; 0: among all."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Draw among the likeliest whose probabilities reach this together."""
     repetition_penalty: float = Field(default=1.0, ge=1.0)
+    num_beams: int = Field(default=1, ge=1)
+    """Hypotheses of a text that are kept; a medium is always drawn id by id."""
+    length_penalty: float = Field(default=1.0, ge=0.0)
+    """Hypotheses are compared by their log-probability over their length to this power."""
 
 
 def choose(
