@@ -31,8 +31,8 @@ class Rows:
     Attributes:
         positions: (n,) of the mixture.
         datasets: (n,) indices into the mixture's names.
-        places: (n, 2) number of the file, counted over all datasets, and row of that file. Side by side, because Python
-            numbers are made of them when they are needed: thousands made ahead would be cold by then.
+        places: (2 n,) number of a file, counted over all datasets, and row of that file, in turn: what is read of a batch
+            becomes Python numbers at once and when it is needed. Thousands made ahead would be cold by then.
     """
 
     positions: Int64s
@@ -40,17 +40,17 @@ class Rows:
     places: Int64s
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     @property
     def shards(self) -> Int64s:
         """(n,) numbers of files."""
-        return self.places[:, 0]
+        return self.places[::2]
 
     @property
     def rows(self) -> Int64s:
         """(n,) rows of those files."""
-        return self.places[:, 1]
+        return self.places[1::2]
 
 
 class MixedRows:
@@ -121,9 +121,9 @@ class MixedRows:
         """
         counted = self._first_of_dataset[datasets] + rows
         shards = np.searchsorted(self._first_of_shard, counted, side="right") - 1
-        places = np.empty((len(rows), 2), np.int64)
-        places[:, 0] = shards
-        np.subtract(counted, self._first_of_shard[shards], out=places[:, 1])
+        places = np.empty(2 * len(rows), np.int64)
+        places[::2] = shards
+        np.subtract(counted, self._first_of_shard[shards], out=places[1::2])
         return Rows(np.arange(len(rows)) if positions is None else positions, datasets, places)
 
     def gather(self, rows: Rows, out: TokenIds, *, start: int = 0) -> TokenIds:
@@ -139,11 +139,10 @@ class MixedRows:
         Raises:
             ValueError: fewer rows from ``start`` on than the buffer holds.
         """
-        found = rows.places[start : start + len(out)]
-        if len(found) < len(out):
-            raise ValueError(f"expected {len(out)} rows from {start} on, found {len(found)}")
-        # File and row in turn: one list is made, and no pairs.
-        numbers = iter(found.ravel().tolist())
+        found = rows.places[2 * start : 2 * (start + len(out))].tolist()
+        if len(found) < 2 * len(out):
+            raise ValueError(f"expected {len(out)} rows from {start} on, found {len(found) // 2}")
+        numbers = iter(found)
         ids, place = self._ids, 0
         for shard, row in zip(numbers, numbers, strict=True):
             stored = ids[shard]

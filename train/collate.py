@@ -96,7 +96,7 @@ def fill(
         for place, position in enumerate(rows.positions[part].tolist()):
             batch.is_target[place], batch.is_hidden[place] = masking.mark(batch.token_ids[place], position)
         return batch
-    for place, (number, row) in enumerate(rows.places[part].tolist()):
+    for place, (number, row) in enumerate(zip(rows.shards[part].tolist(), rows.rows[part].tolist(), strict=True)):
         shard = mixed.shard(number)
         starts = shard.document_starts(row)
         mark_targets(batch.is_target[place], shard.loss_spans(row), starts)
