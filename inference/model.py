@@ -1,22 +1,29 @@
-"""An exported model folder: weights, vocabulary, and the text tokenizer beside them.
+"""A model folder: weights, what its ids mean, and its text tokenizer.
 
-Reads: what ``anygpt-train`` writes to ``checkpoints/final`` (a Hugging Face folder plus ``vocabulary.json``).
+Reads: what ``anygpt-train`` writes to ``checkpoints/final`` (a Hugging Face folder plus ``vocabulary.json``), or a published
+AnyGPT checkpoint, whose ids are read from its own tokenizer files (anygpt-compat 1.3: they are never assumed).
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoModelForCausalLM
 
+from configs.load import load_config
 from pipeline.text import TextTokenizer, load_text_tokenizer
-from shards.errors import CheckpointError, FingerprintMismatch
+from pipeline.tokenizers.weights import choose_device
+from pipeline.vocabularies import VocabularyLayout, vocabulary_from_checkpoint
+from shards.errors import CheckpointError, ConfigError, FingerprintMismatch
+from shards.tokenizer_files import has_tokenizer, read_json
 from shards.vocabulary import Vocabulary
 
 VOCABULARY_NAME = "vocabulary.json"
+# An export says itself what its ids mean; no string need be looked for.
+_NO_STRINGS = VocabularyLayout(name="export", markers=(), media=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +35,75 @@ class LoadedModel:
     text_tokenizer: TextTokenizer
 
 
-def load_model(folder: Path, *, text_tokenizer: Path) -> LoadedModel:
-    """Open an exported model.
+def load_model(
+    folder: Path,
+    *,
+    text_tokenizer: Path | None = None,
+    layout: Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> LoadedModel:
+    """Open a model.
+
+    Args:
+        text_tokenizer: a folder; None: the model's own.
+        layout: strings to look for in a folder without ``vocabulary.json``; None refuses such a folder.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: of the weights; ``auto``: float32 on a CPU, bfloat16 on a GPU.
 
     Raises:
         CheckpointError: no finished model in the folder.
         FingerprintMismatch: the text tokenizer is not the one the vocabulary was bound to.
+        DatasetError: a published folder whose added tokens are missing or not contiguous, or too few embedding rows.
+        ConfigError: no such device, or a text tokenizer beside a published model, which has its own.
     """
-    path = folder / VOCABULARY_NAME
-    if not path.is_file():
+    vocabulary, tokenizer = load_ids(folder, text_tokenizer=text_tokenizer, layout=layout)
+    place = choose_device(device)
+    chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, dtype=getattr(torch, chosen)
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}: expected weights of a causal language model, found none that open: {error}; copy the folder again"
+        ) from error
+    return LoadedModel(model.to(place).eval(), vocabulary, tokenizer)
+
+
+def load_ids(
+    folder: Path, *, text_tokenizer: Path | None = None, layout: Path | None = None
+) -> tuple[Vocabulary, TextTokenizer]:
+    """What the ids of a model folder mean, without reading a weight; arguments and errors of :func:`load_model`."""
+    is_export = (folder / VOCABULARY_NAME).is_file()
+    if not is_export and (layout is None or not folder.is_dir()):
         raise CheckpointError(
             f"{folder}: expected an exported model with {VOCABULARY_NAME}, found none; finish anygpt-train first"
         )
-    vocabulary = Vocabulary.from_json(json.loads(path.read_text(encoding="utf-8")))
+    if is_export and text_tokenizer is not None:
+        return _bound(folder, text_tokenizer)
+    if text_tokenizer is not None:
+        raise ConfigError(
+            f"text_tokenizer = {text_tokenizer}: expected none beside the published model {folder}, whose own tokenizer "
+            "says what its ids mean; leave the key out"
+        )
+    if not has_tokenizer(folder):
+        raise CheckpointError(
+            f"{folder}: expected the model's tokenizer (tokenizer.json or tokenizer.model), found neither; give "
+            "text_tokenizer, or copy the checkpoint's folder again"
+        )
+    strings = _NO_STRINGS if layout is None else load_config(layout, VocabularyLayout)
+    return vocabulary_from_checkpoint(
+        folder, strings, num_embeddings=read_json(folder / "config.json").get("vocab_size")
+    )
+
+
+def _bound(folder: Path, text_tokenizer: Path) -> tuple[Vocabulary, TextTokenizer]:
+    vocabulary = Vocabulary.from_json(read_json(folder / VOCABULARY_NAME))
     tokenizer = load_text_tokenizer(text_tokenizer)
     if tokenizer.fingerprint != vocabulary.text_fingerprint:
         raise FingerprintMismatch(
             f"{text_tokenizer}: expected the text tokenizer {vocabulary.text_fingerprint} that {folder} was trained with, "
             f"found {tokenizer.fingerprint}; give the folder it was packed with"
         )
-    model = AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True, dtype="float32")
-    return LoadedModel(model.eval(), vocabulary, tokenizer)
+    return vocabulary, tokenizer
