@@ -17,22 +17,26 @@ from shards.writer import commit_bytes
 
 MAX_NAME = 60
 """Characters of a safe name, suffixes not counted; the strictest file systems in use take 143."""
-_DIGEST = 10
+_DIGEST = 16
 _SAFE = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 _ENDS_LIKE_OURS = re.compile(rf"(?:.*-)?[0-9a-f]{{{_DIGEST}}}")
 # Devices of Windows, whatever suffix follows.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 
 
-def safe_name(text: str) -> str:
+def safe_name(text: str, *, unique_by: str = "") -> str:
     """A file name for any text: ASCII, at most :data:`MAX_NAME` characters, no two texts the same one.
 
     Small letters, digits, ``_`` and ``-`` alone, so it means one file also where case does not count. A short text of
     these stays as it is; any other becomes what is readable of it and a digest of the whole.
+
+    Args:
+        unique_by: told apart by this as well: names of equal texts differ where it does.
     """
-    if is_safe_name(text) and not _ENDS_LIKE_OURS.fullmatch(text):
+    if not unique_by and is_safe_name(text) and not _ENDS_LIKE_OURS.fullmatch(text):
         return text
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST // 2).hexdigest()
+    whole = f"{text}\x1f{unique_by}".encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(whole, digest_size=_DIGEST // 2).hexdigest()
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     readable = re.sub(r"[^a-z0-9]+", "_", plain)[: MAX_NAME - _DIGEST - 1].strip("_")
     return f"{readable}-{digest}" if readable else f"x-{digest}"

@@ -102,13 +102,8 @@ class Runtime:
             ConfigError: no codec, or a voice without a vocoder.
             TokenizerError: the voice is no sound.
         """
-        if modality is Modality.SPEECH and self.config.vocoder is not None:
-            return self._speak(codes, voice)
-        if voice is not None:
-            raise ConfigError(
-                f"voice prompt {voice}: expected a vocoder to speak in its voice, found none in the config; set vocoder, "
-                "e.g. --set vocoder=configs/vocoders/soundstorm.toml, or leave the voice out"
-            )
+        if modality is Modality.SPEECH and (voice is not None or self.config.vocoder is not None):
+            return self._speak(codes, None if voice is None else self.voice(voice))
         return self.detokenizer(modality).decode(codes) if codes else []
 
     def sample_rate_hz(self, modality: Modality) -> int:
@@ -126,6 +121,22 @@ class Runtime:
     def detokenizer(self, modality: Modality) -> MediaDetokenizer:
         """The codec out, without a vocoder."""
         return open_detokenizer(self._codec_path(modality), modality)
+
+    def voice(self, path: Path) -> Codes:
+        """(frames, levels) codes of a voice prompt.
+
+        Raises:
+            ConfigError: no vocoder in the config.
+            TokenizerError: no sound in that file.
+        """
+        if self.config.vocoder is None:
+            raise ConfigError(
+                f"voice prompt {path}: expected a vocoder to speak in its voice, found none in the config; set vocoder, "
+                "e.g. --set vocoder=configs/vocoders/soundstorm.toml, or leave the voice out"
+            )
+        settings = load_config(self.config.vocoder, VocoderConfig)
+        codec = open_tokenizer(settings.codec, Modality.SPEECH)
+        return encode_prompt(codec, read_prompt(path, codec.sample_rate_hz, prompt_s=settings.prompt_s))
 
     def prompt_ids(
         self, direction: str, *, instruction: str, text: str | None = None, medium: Segment | None = None
@@ -178,21 +189,14 @@ class Runtime:
             self._vocoder = load_vocoder(self.config.vocoder)
         return self._vocoder
 
-    def _speak(self, codes: Sequence[Codes], voice: Path | None) -> list[Medium]:
+    def _speak(self, codes: Sequence[Codes], voice: Codes | None) -> list[Medium]:
         vocoder = self._opened_vocoder()
         usual = vocoder.prompt
+        vocoder.prompt = usual if voice is None else voice
         try:
-            if voice is not None:
-                vocoder.prompt = self._voice(voice)
             return vocoder.decode(codes) if codes else []
         finally:
             vocoder.prompt = usual
-
-    def _voice(self, path: Path) -> Codes:
-        assert self.config.vocoder is not None
-        settings = load_config(self.config.vocoder, VocoderConfig)
-        codec = open_tokenizer(settings.codec, Modality.SPEECH)
-        return encode_prompt(codec, read_prompt(path, codec.sample_rate_hz, prompt_s=settings.prompt_s))
 
 
 def open_runtime(config: InferenceConfig) -> Runtime:

@@ -1,0 +1,101 @@
+"""``anygpt-generate CONFIG 'text|image|a red circle'``: ask a model for one thing, or for all of a file."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from configs.load import load_config, parse_args
+from inference.config import InferenceConfig
+from inference.generate import Answer, Failure, Plan, answer_tasks, plan_tasks
+from inference.results import RESULTS_NAME
+from inference.runtime import Runtime, open_runtime
+from inference.tasks import Task, parse_task, read_tasks
+from shards.errors import AnyGPTError, ConfigError
+
+_PROGRAM = "anygpt-generate"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer tasks; the same command again answers only what is not answered yet."""
+    args = parse_args(_PROGRAM, "Ask a model: text, pictures, speech and music, any to text and back.", argv, add=_add)
+    try:
+        config = load_config(args.config, InferenceConfig, args.set)
+        tasks = _tasks(args)[: args.limit]
+        plan = plan_tasks(tasks, config)
+        if args.dry_run:
+            print(_plan_text(plan))
+            return 0
+        return _run(plan)
+    except AnyGPTError as error:
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return 1
+
+
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", nargs="*", metavar="TASK", help="SOURCE|TARGET|INPUT, right after CONFIG")
+    parser.add_argument("--tasks", type=Path, metavar="FILE", help="a file of tasks: lines, or JSON lines (.jsonl)")
+
+
+def _tasks(args: argparse.Namespace) -> list[Task]:
+    tasks = [parse_task(line, where=f"task {number}") for number, line in enumerate(args.task, start=1)]
+    if args.tasks is not None:
+        tasks += read_tasks(args.tasks)
+    if not tasks:
+        raise ConfigError(
+            "expected a task, found none; give one after CONFIG, e.g. 'text|image|a red circle', or --tasks FILE"
+        )
+    return tasks
+
+
+def _run(plan: Plan) -> int:
+    answers = list(plan.done.values())
+    failures: list[Failure] = []
+    outcomes = answer_tasks(plan, functools.partial(_open, plan.config))
+    for outcome in _with_bar(outcomes, len(plan.pending)):
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+            print(f"{_PROGRAM}: {outcome.task.where}: {outcome.error}", file=sys.stderr)
+        else:
+            answers.append(outcome)
+    if len(plan.tasks) == 1:
+        for answer in answers:
+            print(answer.text if answer.text is not None else answer.path)
+    else:
+        given = len(answers) - len(plan.done)
+        print(
+            f"{given} answered, {len(plan.done)} answered before, {len(failures)} failed; "
+            f"{plan.config.output / RESULTS_NAME}"
+        )
+    return 1 if failures else 0
+
+
+def _open(config: InferenceConfig) -> Runtime:
+    from transformers.utils import logging
+
+    # Its bars would stand between the answers.
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return open_runtime(config)
+
+
+def _with_bar(outcomes: Iterable[Answer | Failure], count: int) -> Iterable[Answer | Failure]:
+    return tqdm(outcomes, total=count, unit="task", disable=count < 2 or not sys.stderr.isatty(), leave=False)
+
+
+def _plan_text(plan: Plan) -> str:
+    directions = ", ".join(f"{count} {name}" for name, count in plan.directions().items()) or "nothing"
+    return (
+        f"{plan.config.model_dump_json(indent=1)}\n"
+        f"{len(plan.tasks)} tasks, {len(plan.done)} answered before; to answer: {directions}"
+    )
