@@ -1,14 +1,16 @@
-"""Choosing the next id: greedy or nucleus (top-p), with a repetition penalty.
+"""Choosing the next id: greedy, or drawn from the likeliest (top-k, then top-p), with a repetition penalty.
 
-Source: AnyGPT Table 9. Every draw comes from (seed, the request's key, the position), so an answer does not depend on
-what else is in its batch.
+Source: AnyGPT Table 9; the order of the steps (penalty, temperature, top-k, top-p) is that of ``transformers``. Every
+draw comes from (seed, the request's key, the position), so an answer does not depend on what else is in its batch.
+
+Only the ids that the grammar allows are looked at: K of them, fewer than the vocabulary's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -21,60 +23,90 @@ class SamplingConfig(Config):
     """How ids of one modality are drawn."""
 
     temperature: float = Field(default=1.0, ge=0.0)
-    """0 takes the likeliest id."""
+    """0 takes the likeliest id; with beams, the likeliest hypotheses."""
     top_k: int = Field(default=0, ge=0)
     """Draw among the likeliest so many; 0: among all."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Draw among the likeliest whose probabilities reach this together."""
     repetition_penalty: float = Field(default=1.0, ge=1.0)
+    """Logits of ids said before are divided by it, or multiplied where they are negative. Counted are the ids of this
+    modality in this answer. ``transformers`` counts the prompt too, where a tune to vary or a voice to keep would be
+    pushed away, and markers, so that a second picture would be unlikely to end."""
     num_beams: int = Field(default=1, ge=1)
     """Hypotheses of a text that are kept; a medium is always drawn id by id."""
     length_penalty: float = Field(default=1.0, ge=0.0)
     """Hypotheses are compared by their log-probability over their length to this power."""
 
 
+GREEDY = SamplingConfig(temperature=0.0)
+
+
 def choose(
-    logits_BV: torch.Tensor,
-    allowed_BV: torch.Tensor,
-    history: Sequence[Sequence[int]],
-    keys: Sequence[str],
-    *,
-    position: int,
-    sampling: SamplingConfig,
-    seed: int,
-) -> list[int]:
-    """One id per answer.
+    logits_BK: torch.Tensor, said_BK: torch.Tensor | None, sampling: SamplingConfig, uniforms_B: torch.Tensor
+) -> torch.Tensor:
+    """(B,) int64: which of the K ids each answer takes.
 
     Args:
-        logits_BV: (answers, vocabulary) float.
-        allowed_BV: (answers, vocabulary) bool: what the grammar allows each answer now.
-        history: ids of each answer so far, for the repetition penalty.
-        keys: what each answer's random draws depend on.
+        logits_BK: float, of allowed ids only.
+        said_BK: bool, ids that the answer has; none is needed without a penalty.
+        uniforms_B: float64 in [0, 1), see :func:`uniform`.
     """
-    logits = logits_BV.float().clone()
-    if sampling.repetition_penalty != 1.0:
-        _penalise(logits, history, sampling.repetition_penalty)
-    logits.masked_fill_(~allowed_BV, _MASKED)
+    logits = penalised(logits_BK, said_BK, sampling)
     if sampling.temperature == 0.0:
-        return logits.argmax(-1).tolist()
-    probabilities = (logits / sampling.temperature).softmax(-1)
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered = ordered.masked_fill(before >= sampling.top_p, 0.0).double()
-    reached = ordered.cumsum(-1)
-    draws = torch.tensor([_uniform(seed, key, position) for key in keys], dtype=torch.double)
-    rank = torch.searchsorted(reached, (draws * reached[:, -1])[:, None], right=True).clamp(max=ids.shape[-1] - 1)
-    return ids.gather(-1, rank)[:, 0].tolist()
+        return logits.argmax(-1)
+    kept, places = _likeliest(logits / sampling.temperature, sampling)
+    # In double, so that many small probabilities add up to one.
+    reached = kept.softmax(-1).double().cumsum(-1)
+    wanted = (uniforms_B * reached[:, -1])[:, None]
+    rank = torch.searchsorted(reached, wanted, right=True).clamp(max=reached.shape[-1] - 1)
+    return (rank if places is None else places.gather(-1, rank))[:, 0]
 
 
-def _penalise(logits: torch.Tensor, history: Sequence[Sequence[int]], penalty: float) -> None:
-    for row, ids in enumerate(history):
-        if ids:
-            seen = torch.tensor(sorted(set(ids)))
-            values = logits[row, seen]
-            logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
+def log_probabilities(logits_BK: torch.Tensor, said_BK: torch.Tensor | None, sampling: SamplingConfig) -> torch.Tensor:
+    """(B, K) log-probabilities of what :func:`choose` would draw from; with temperature 0 those of the model."""
+    logits = penalised(logits_BK, said_BK, sampling)
+    if sampling.temperature == 0.0:
+        return logits.log_softmax(-1)
+    logits = logits / sampling.temperature
+    kept, places = _likeliest(logits, sampling)
+    if places is None:
+        return kept.log_softmax(-1)
+    return torch.full_like(logits, _MASKED).scatter_(-1, places, kept.log_softmax(-1))
 
 
-def _uniform(seed: int, key: str, position: int) -> float:
-    digest = hashlib.blake2b(f"{seed}\x1f{key}\x1f{position}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest) >> 11) / (1 << 53)
+def penalised(logits_BK: torch.Tensor, said_BK: torch.Tensor | None, sampling: SamplingConfig) -> torch.Tensor:
+    """Logits in float32, with what was said before made less likely."""
+    logits, penalty = logits_BK.float(), sampling.repetition_penalty
+    if penalty == 1.0 or said_BK is None:
+        return logits
+    return torch.where(said_BK, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def _likeliest(logits: torch.Tensor, sampling: SamplingConfig) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits of the top-k and top-p, likeliest first, and their places; all of them in their own order if neither."""
+    places = None
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits, places = logits.topk(sampling.top_k, dim=-1)
+    if sampling.top_p < 1.0:
+        if places is None:
+            logits, places = logits.sort(dim=-1, descending=True, stable=True)
+        probabilities = logits.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        logits = logits.masked_fill(before >= sampling.top_p, _MASKED)
+    return logits, places
+
+
+def uniform(seed: int, key: str, position: int) -> float:
+    """A number in [0, 1) that depends on its arguments alone."""
+    # 52 bits: times a sum in double it stays below the sum, so no rounding reaches past the last id.
+    return (int.from_bytes(_digest(seed, key, position)) >> 12) / (1 << 52)
+
+
+def gumbels(seed: int, key: str, position: int, count: int) -> torch.Tensor:
+    """(count,) float32 Gumbel noise: the largest log-probabilities plus noise are a draw without replacement."""
+    philox = np.random.Philox(key=int.from_bytes(_digest(seed, key, position)))
+    return torch.from_numpy(np.random.Generator(philox).gumbel(size=count).astype(np.float32))
+
+
+def _digest(seed: int, key: str, position: int) -> bytes:
+    return hashlib.blake2b(f"{seed}\x1f{key}\x1f{position}".encode(), digest_size=8).digest()

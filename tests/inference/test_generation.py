@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference.generation import Request, generate
 from inference.grammar import AnswerGrammar, LengthBudget, TurnGrammar
-from inference.sampling import SamplingConfig, choose
+from inference.sampling import SamplingConfig, choose, uniform
 from shards.vocabulary import Modality, Vocabulary, lay_out
 
 MEDIA = [
@@ -91,10 +91,10 @@ def test_the_nucleus_never_leaves_what_is_allowed_or_likely(seed, top_p):
     logits = torch.from_numpy(rng.normal(size=(3, 20)).astype(np.float32) * 3)
     allowed = torch.zeros(20, dtype=torch.bool)
     allowed[rng.choice(20, 7, replace=False)] = True
-    same = allowed.expand(3, -1)
-    sampling = SamplingConfig(top_p=top_p)
-    chosen = choose(logits, same, [[], [], []], ["a", "b", "c"], position=seed, sampling=sampling, seed=seed)
-    for row, token_id in enumerate(chosen):
+    ids = allowed.nonzero()[:, 0]
+    uniforms = torch.tensor([uniform(seed, key, seed) for key in "abc"], dtype=torch.double)
+    chosen = ids[choose(logits[:, ids], None, SamplingConfig(top_p=top_p), uniforms)]
+    for row, token_id in enumerate(chosen.tolist()):
         probabilities = logits[row].masked_fill(~allowed, float("-inf")).softmax(-1)
         likelier = float(probabilities[probabilities > probabilities[token_id]].sum())
         assert allowed[token_id] and likelier < top_p + 1e-5
@@ -102,10 +102,9 @@ def test_the_nucleus_never_leaves_what_is_allowed_or_likely(seed, top_p):
 
 def test_the_repetition_penalty_lowers_what_was_said():
     logits = torch.tensor([[2.0, 1.9, -1.0]])
-    everything = torch.ones((1, 3), dtype=torch.bool)
-    greedy = SamplingConfig(temperature=0.0, repetition_penalty=1.15)
-    assert choose(logits, everything, [[]], ["k"], position=0, sampling=greedy, seed=0) == [0]
-    assert choose(logits, everything, [[0]], ["k"], position=0, sampling=greedy, seed=0) == [1]
+    greedy, none = SamplingConfig(temperature=0.0, repetition_penalty=1.15), torch.zeros(1, dtype=torch.double)
+    assert choose(logits, torch.tensor([[False, False, False]]), greedy, none).tolist() == [0]
+    assert choose(logits, torch.tensor([[True, False, False]]), greedy, none).tolist() == [1]
 
 
 def test_a_turn_mixes_text_and_whole_media(model, vocabulary):
