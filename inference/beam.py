@@ -119,8 +119,7 @@ def search_texts(
             num_rows = len(search.live)
             parents = search.extend(found, grammar, sampling, leaves)
             if search.is_done:
-                for token_id in search.finished[0][1].ids():
-                    search.answer.add(token_id, grammar)
+                _say(search.answer, search.finished[0][1].ids(), grammar)
                 yield search.answer
             else:
                 rows += [first_row + parent for parent in parents]
@@ -134,6 +133,12 @@ def search_texts(
             said.keep(rows)
             said.add(ids)
         logits_BV = stepper.read(ids)
+
+
+def _say(answer: Answer, ids: Sequence[int], grammar: Grammar) -> None:
+    for token_id in ids:
+        if not answer.state.ended:  # an end that must follow comes with the id before it
+            answer.add(token_id, grammar)
 
 
 class _Scorer:
