@@ -18,7 +18,7 @@ import numpy as np
 from inference.chat_history import ChatForm, Exchange, oldest_to_drop
 from inference.config import SPOKEN_OF
 from inference.decoding import DecodingConfig
-from inference.grammar import LengthBudget, Rule, State, TurnGrammar
+from inference.grammar import AnswerGrammar, Grammar, LengthBudget, Rule, State, TurnGrammar
 from inference.runtime import Runtime
 from pipeline.dialogues import REPLY_MARKS
 from shards.errors import ConfigError
@@ -37,7 +37,7 @@ class Fitted:
     """How a message is answered: what the model is no longer shown, and what it may say."""
 
     dropped: int
-    grammar: TurnGrammar
+    grammar: Grammar
 
 
 class SpokenTurnGrammar(TurnGrammar):
@@ -60,7 +60,9 @@ class SpokenTurnGrammar(TurnGrammar):
         words = np.setdiff1d(self.rules[0].ids, sorted(starts))
         self._first_own = len(self.rules)
         own = [first, second, words, self._with(words, self._res), np.array([self._res], np.int64)]
-        self.rules = (*self.rules, *(Rule(Modality.TEXT, ids) for ids in own))
+        # Without media the rule that only lets one begin is empty, and holds in no state.
+        usual = (rule if len(rule.ids) else self.rules[0] for rule in self.rules)
+        self.rules = (*usual, *(Rule(Modality.TEXT, ids) for ids in own))
 
     @property
     def max_ids(self) -> int:
@@ -125,9 +127,11 @@ def fit_turn(
             f"message: expected at most {context} ids with its answer, found {len(asked)} in the message alone, which "
             f"leave no room for {required or 'an answer'}; say less, or show fewer and shorter media"
         )
-    spoken = is_spoken and all(mark in vocabulary.markers for mark in REPLY_MARKS)
-    kind = SpokenTurnGrammar if spoken else TurnGrammar
-    return Fitted(dropped, kind(vocabulary, fitted, max_ids=text_room, required=required))
+    if is_spoken and all(mark in vocabulary.markers for mark in REPLY_MARKS):
+        return Fitted(dropped, SpokenTurnGrammar(vocabulary, fitted, max_ids=text_room, required=required))
+    if not fitted:
+        return Fitted(dropped, AnswerGrammar(vocabulary, Modality.TEXT, LengthBudget(1, text_room)))
+    return Fitted(dropped, TurnGrammar(vocabulary, fitted, max_ids=text_room, required=required))
 
 
 def answerable(runtime: Runtime) -> tuple[Modality, ...]:
@@ -168,7 +172,9 @@ def _longest(budgets: Mapping[Modality, LengthBudget], vocabulary: Vocabulary) -
 
 def _required(budgets: Mapping[Modality, LengthBudget], required: Modality | None, vocabulary: Vocabulary) -> int:
     """Ids of the required medium behind another one; where there is no other, it is the longest."""
-    return _ids(required, budgets[required], vocabulary) if required in budgets and len(budgets) > 1 else 0
+    if required is None or required not in budgets or len(budgets) == 1:
+        return 0
+    return _ids(required, budgets[required], vocabulary)
 
 
 def _ids(modality: Modality, budget: LengthBudget, vocabulary: Vocabulary) -> int:

@@ -74,6 +74,12 @@ class ChatForm:
         """
         return self._write(turn)[1]
 
+    def user_ids(self, asked: Sequence[int]) -> tuple[int, ...]:
+        """Of the ids of :meth:`ask`, those of what the user said, from the colon behind the name."""
+        end_id = self.vocabulary.markers.get(self.preset.user_end)
+        ids = list(asked)
+        return tuple(ids[1 : ids.index(end_id)] if end_id in ids else ids[1:])
+
     def close(self, answer: Sequence[int]) -> tuple[int, ...]:
         """An answer as it stands in a row: whole media, then the end of the turn, whatever generation ended with.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from inference.chat_messages import TextDelta
 from pipeline.dialogues import REPLY_MARKS
 from shards.vocabulary import Codes, Modality, Vocabulary
 
-HEARD, REPLY = REPLY_MARKS
+HEARD, _ = REPLY_MARKS
 _HALF = "\ufffd"  # what a tokenizer makes of bytes that are no character yet
+
+
+_OtherT = TypeVar("_OtherT")
 
 
 class TextDecoder(Protocol):
@@ -93,9 +96,9 @@ def read_ids(ids: Iterable[int], vocabulary: Vocabulary, text_tokenizer: TextDec
     return join_words([*shown, *reader.finish()])
 
 
-def join_words(events: Iterable[TextDelta | ClosedMedium]) -> list[TextDelta | ClosedMedium]:
+def join_words(events: Iterable[TextDelta | _OtherT]) -> list[TextDelta | _OtherT]:
     """The same, consecutive words of one kind as one."""
-    joined: list[TextDelta | ClosedMedium] = []
+    joined: list[TextDelta | _OtherT] = []
     for event in events:
         last = joined[-1] if joined else None
         if isinstance(event, TextDelta) and isinstance(last, TextDelta) and event.heard == last.heard:

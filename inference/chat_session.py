@@ -24,7 +24,7 @@ from inference.chat_messages import UserMessage as UserMessage
 from inference.chat_reading import ClosedMedium, IdReader, join_words
 from inference.chat_requests import user_turn
 from inference.generation import Request, stream
-from inference.grammar import TurnGrammar
+from inference.grammar import Grammar
 from inference.media_out import save_medium
 from inference.runtime import Runtime
 from shards.errors import AnyGPTError
@@ -142,7 +142,7 @@ class _Answer:
         self.notices: list[str] = []
         self._session, self._voice = session, voice
 
-    def events(self, prompt_ids: TokenIds, grammar: TurnGrammar) -> Generator[ReplyPart, None, None]:
+    def events(self, prompt_ids: TokenIds, grammar: Grammar) -> Generator[ReplyPart, None, None]:
         """Generate, and show what is whole."""
         runtime, number = self._session.runtime, len(self._session.said)
         reader = IdReader(runtime.vocabulary, runtime.text_tokenizer)
