@@ -6,11 +6,13 @@ AnyGPT checkpoint, whose ids are read from its own tokenizer files (anygpt-compa
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from configs.load import load_config
@@ -22,6 +24,9 @@ from shards.tokenizer_files import has_tokenizer, read_json
 from shards.vocabulary import Vocabulary
 
 VOCABULARY_NAME = "vocabulary.json"
+_SHOWN = 3
+# What transformers, torch and pickle raise on files that are cut, or none of theirs.
+_DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError)
 # An export says itself what its ids mean; no string need be looked for.
 _NO_STRINGS = VocabularyLayout(name="export", markers=(), media=())
 
@@ -60,15 +65,27 @@ def load_model(
     vocabulary, tokenizer = load_ids(folder, text_tokenizer=text_tokenizer, layout=layout)
     place = choose_device(device)
     chosen = ("bfloat16" if place.type == "cuda" else "float32") if dtype == "auto" else dtype
+    model = _open_weights(folder, getattr(torch, chosen))
+    return LoadedModel(model.to(place).eval(), vocabulary, tokenizer)
+
+
+def _open_weights(folder: Path, dtype: torch.dtype) -> Any:
+    """The network with every tensor from the folder: transformers makes up those it lacks, and says so in a log."""
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(folder), local_files_only=True, dtype=getattr(torch, chosen)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            str(folder), local_files_only=True, dtype=dtype, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (*_DAMAGE, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: expected weights of a causal language model, found none that open: {error}; copy the folder again"
         ) from error
-    return LoadedModel(model.to(place).eval(), vocabulary, tokenizer)
+    faults = sorted({*found["missing_keys"], *(str(one[0]) for one in found["mismatched_keys"])})
+    if faults:
+        raise CheckpointError(
+            f"{folder}: expected every tensor that its config.json describes, found none that fits for "
+            f"{', '.join(faults[:_SHOWN])}{' ...' if len(faults) > _SHOWN else ''}; copy the folder again"
+        )
+    return model
 
 
 def load_ids(
