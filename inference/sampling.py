@@ -56,7 +56,7 @@ def choose(
         return logits.argmax(-1)
     kept, places = _likeliest(logits / sampling.temperature, sampling)
     # In double, so that many small probabilities add up to one.
-    reached = kept.softmax(-1).double().cumsum(-1)
+    reached = kept.softmax(-1).cumsum(-1, dtype=torch.double)
     wanted = (uniforms_B * reached[:, -1])[:, None]
     rank = torch.searchsorted(reached, wanted, right=True).clamp(max=reached.shape[-1] - 1)
     return (rank if places is None else places.gather(-1, rank))[:, 0]
