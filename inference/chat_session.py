@@ -95,9 +95,8 @@ class ChatSession:
         self.said.append(Said(exchange, (*files, *answer.files)))
         self.dropped += fitted.dropped
         notices = [*([_dropped_notice(fitted.dropped)] if fitted.dropped else []), *answer.notices]
-        ended = bool(answer.token_ids) and answer.token_ids[-1] in fitted.grammar.end_ids
         parts = tuple(join_words(answer.parts))
-        yield Finished(Reply(parts, exchange.answered, "end" if ended else "length", tuple(notices)))
+        yield Finished(Reply(parts, exchange.answered, "length" if answer.is_cut else "end", tuple(notices)))
 
     def ask(self, message: UserMessage) -> Reply:
         """Answer a message; errors of :meth:`stream`."""
@@ -140,6 +139,8 @@ class _Answer:
         self.parts: list[ReplyPart] = []
         self.files: list[Path | None] = []
         self.notices: list[str] = []
+        self.is_cut = True
+        """Whether it ended because there was no room for more, and not because the model ended its turn."""
         self._session, self._voice = session, voice
 
     def events(self, prompt_ids: TokenIds, grammar: Grammar) -> Generator[ReplyPart, None, None]:
@@ -147,8 +148,12 @@ class _Answer:
         runtime, number = self._session.runtime, len(self._session.said)
         reader = IdReader(runtime.vocabulary, runtime.text_tokenizer)
         request, sampling = Request(f"chat/{number}", prompt_ids), runtime.decoding.sampling(chat=True)
+        state = grammar.start()
         for token_id in stream(runtime.model, request, grammar, sampling, seed=self._session.seed):
             self.token_ids.append(token_id)
+            allowed = grammar.rules[grammar.rule(state)].ids
+            self.is_cut = token_id not in grammar.end_ids or set(allowed[: len(grammar.end_ids) + 1]) <= grammar.end_ids
+            state = grammar.step(state, token_id)
             for event in reader.push(token_id):
                 yield from self._show(event)
         for event in reader.finish():
