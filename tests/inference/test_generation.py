@@ -7,9 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inference.generation import Request, generate
-from inference.grammar import AnswerGrammar, LengthBudget, TurnGrammar
-from inference.sampling import SamplingConfig, choose, uniform
+from benchmarks.decode import measure_answers
+from inference.generation import Request, generate, stream
+from inference.grammar import AnswerGrammar, FreeGrammar, LengthBudget, TurnGrammar
+from inference.sampling import GREEDY, SamplingConfig, choose, uniform
+from inference.stepping import Said
+from shards.errors import CheckpointError
 from shards.vocabulary import Modality, Vocabulary, lay_out
 
 MEDIA = [
@@ -133,3 +136,112 @@ def test_a_turn_mixes_text_and_whole_media(model, vocabulary):
             assert budgets[Modality(name)].least <= len(frames) <= budgets[Modality(name)].most
             position = stop + 1
     assert found >= {"text", "image"}
+
+
+@pytest.mark.parametrize("modality", [Modality.TEXT, Modality.SPEECH, Modality.MUSIC, "turn"])
+def test_greedy_with_the_cache_equals_full_passes_id_by_id(model, vocabulary, modality):
+    """Batched and padded with the cache; one at a time, unpadded and without a cache."""
+    grammar = grammar_of(vocabulary, modality)
+    asked = requests(4, vocabulary)
+    cached = [[*ids] for ids in generate(model, asked, grammar, GREEDY, seed=0)]
+    for request, answer in zip(asked, cached, strict=True):
+        ids: list[int] = []
+        while not (ids and ids[-1] in grammar.end_ids):
+            with torch.inference_mode():
+                read = torch.tensor([[*request.prompt_ids.tolist(), *ids]])
+                logits = model(input_ids=read, use_cache=False).logits[0, -1]
+            ids.append(int(logits.masked_fill(~torch.from_numpy(grammar.allowed(ids)), float("-inf")).argmax()))
+        assert answer == ids[:-1]
+
+
+def grammar_of(vocabulary, modality):
+    budgets = {
+        Modality.IMAGE: LengthBudget(32, 32),
+        Modality.MUSIC: LengthBudget(2, 6),
+        Modality.SPEECH: LengthBudget(3, 9),
+    }
+    if modality == "turn":
+        return TurnGrammar(vocabulary, budgets, max_ids=40)
+    return AnswerGrammar(vocabulary, modality, budgets.get(modality, LengthBudget(4, 15)))
+
+
+def test_turns_drawn_together_equal_turns_drawn_alone(model, vocabulary):
+    """Rows in different modalities, each drawn as its own says, and rows that leave the batch early."""
+    grammar, asked = grammar_of(vocabulary, "turn"), requests(9, vocabulary)
+    sampling = {
+        Modality.TEXT: SamplingConfig(temperature=2.0, top_k=20),
+        Modality.IMAGE: SamplingConfig(top_p=0.7),
+        Modality.MUSIC: SamplingConfig(repetition_penalty=1.15),
+    }
+    together = generate(model, asked, grammar, sampling, seed=4)
+    assert [generate(model, [one], grammar, sampling, seed=4)[0] for one in asked] == together
+    assert generate(model, asked[::-1], grammar, sampling, seed=4, batch_size=4)[::-1] == together
+    assert generate(model, asked, grammar, sampling, seed=5) != together
+    for request, answer in zip(asked, together, strict=True):
+        *ids, end = stream(model, request, grammar, sampling, seed=4)
+        assert ids == answer and end in grammar.end_ids
+
+
+def test_each_modality_of_an_answer_is_drawn_as_its_own_says(model, vocabulary):
+    """Words at a high temperature, codes greedily: the codes are those of full passes after the same words."""
+    grammar, asked = grammar_of(vocabulary, "turn"), requests(6, vocabulary)
+    answers = generate(model, asked, grammar, {Modality.TEXT: SamplingConfig(temperature=5.0)}, seed=2)
+    starts = {block.start_id for block in vocabulary.blocks.values()}
+    greedy_words = 0
+    for request, answer in zip(asked, answers, strict=True):
+        state = grammar.start()
+        for place, token_id in enumerate(answer):
+            read = torch.tensor([[*request.prompt_ids.tolist(), *answer[:place]]])
+            with torch.inference_mode():
+                logits = model(input_ids=read, use_cache=False).logits[0, -1]
+            best = logits.masked_fill(~torch.from_numpy(grammar.allowed(answer[:place])), float("-inf")).argmax()
+            if grammar.rules[grammar.rule(state)].modality == Modality.TEXT:
+                greedy_words += int(best) == token_id
+            else:
+                assert int(best) == token_id
+            state = grammar.step(state, token_id)
+    words = sum(token_id < vocabulary.text_size or token_id in starts for answer in answers for token_id in answer)
+    assert greedy_words < words / 2
+
+
+def test_a_head_padded_to_a_round_number_changes_nothing(model, vocabulary):
+    """Rows above the vocabulary are never chosen, however likely they are."""
+    padded = LlamaForCausalLM(model.config).eval()
+    padded.load_state_dict(model.state_dict())
+    padded.resize_token_embeddings(vocabulary.size, pad_to_multiple_of=128)
+    assert padded.lm_head.out_features % 128 == 0 and padded.lm_head.out_features > vocabulary.size
+    with torch.no_grad():
+        padded.lm_head.weight[vocabulary.size :] = 100 * padded.lm_head.weight[:1]
+    asked = requests(4, vocabulary)
+    free = FreeGrammar(vocabulary, Modality.TEXT, max_ids=20)
+    for grammar in (grammar_of(vocabulary, "turn"), grammar_of(vocabulary, Modality.MUSIC), free):
+        for sampling in (GREEDY, SamplingConfig(top_p=0.9), SamplingConfig(temperature=0.0, num_beams=2)):
+            expected = generate(model, asked, grammar, sampling, seed=1)
+            assert generate(padded, asked, grammar, sampling, seed=1) == expected
+
+
+def test_a_model_without_the_vocabulary_s_ids_is_refused(model, vocabulary):
+    small = LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "vocab_size": vocabulary.size - 1})).eval()
+    with pytest.raises(CheckpointError, match=f"logits for the {vocabulary.size} ids"):
+        generate(small, requests(1, vocabulary), grammar_of(vocabulary, Modality.TEXT), GREEDY, seed=0)
+
+
+def test_the_penalty_counts_the_codes_of_the_answer_and_nothing_else(vocabulary):
+    """A tune in the prompt may be played again, and the end of the first picture does not keep the second from ending."""
+    image, music = vocabulary.block("image"), vocabulary.block("music")
+    said = Said(vocabulary, [[5, image.start_id, image.first_id + 3, image.end_id], []], torch.device("cpu"))
+    said.add([music.first_id, vocabulary.marker("<eos>")])
+    assert said.table_BV[0].nonzero()[:, 0].tolist() == [5, image.first_id + 3, music.first_id]
+    assert not said.table_BV[1].any()
+    said.keep([1, 0])
+    assert said.table_BV.any(1).tolist() == [False, True]
+
+
+def test_10_000_answers_from_random_logits_can_all_be_decoded():
+    """And of as many without a grammar next to none: what the released code leaves to luck."""
+    media = [{**MEDIA[0], "codebook_size": 32}, MEDIA[1], MEDIA[2]]
+    small = lay_out("small", text_size=40, markers=["[Human]", "[MMGPT]", "<eoh>", "<eos>"], media=media)
+    figures = measure_answers(small, 10_000, batch_size=2000)
+    assert figures["answers"] == 10_000
+    assert figures["decodable"] == 1.0
+    assert figures["decodable_free"] < 0.01
