@@ -9,7 +9,8 @@ the start marker of a medium, which a hypothesis may choose like any other id. R
 * the search ends when ``num_beams`` are finished and the best that goes on, at its present length, is worth less.
 
 Log-probabilities are those among the ids that the grammar allows. Equal ones go to the earlier hypothesis, then to the
-lower id. With a temperature, continuations are drawn without replacement (Gumbel noise) instead of taken in order.
+lower id. With a temperature, continuations are drawn without replacement (Gumbel noise) instead of taken in order; what
+they are worth stays their log-probability.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Candidate(NamedTuple):
 
 @dataclass(slots=True)
 class Search:
-    """The hypotheses of one answer: those that go on, best first, and the best of those that have left the text."""
+    """The hypotheses of one answer: those that go on, and the best of those that have left the text."""
 
     answer: Answer
     live: list[Hypothesis]
@@ -68,10 +69,9 @@ class Search:
     def extend(
         self, candidates: Sequence[Candidate], grammar: Grammar, sampling: SamplingConfig, leaves: StateTest
     ) -> list[int]:
-        """Replace the live hypotheses by their likeliest continuations; returns the parent of each."""
-        best = sorted(candidates, key=lambda one: (-one.log_probability, one.parent, one.token_id))
+        """Replace the live hypotheses by their continuations, first come first; returns the parent of each."""
         live, parents, ended = [], [], set[int]()
-        for rank, one in enumerate(best):
+        for rank, one in enumerate(candidates):
             parent = self.live[one.parent]
             state = grammar.step(parent.state, one.token_id)
             new = Hypothesis(state, parent, one.token_id, one.log_probability, parent.length + 1)
@@ -92,8 +92,8 @@ class Search:
     def _is_settled(self, sampling: SamplingConfig) -> bool:
         if len(self.finished) < sampling.num_beams:
             return False
-        best = self.live[0]
-        return self.finished[-1][0] >= _worth(best.log_probability, best.length, sampling)
+        best = max(_worth(one.log_probability, one.length, sampling) for one in self.live)
+        return self.finished[-1][0] >= best
 
 
 def _worth(log_probability: float, length: int, sampling: SamplingConfig) -> float:
@@ -151,7 +151,7 @@ class _Scorer:
     def candidates(
         self, logits_BV: torch.Tensor, searches: Sequence[Search], said: Said | None
     ) -> list[list[Candidate]]:
-        """As many of each search as its beams may need, whichever of them leave the text."""
+        """As many of each search as its beams may need, whichever of them leave the text; in order."""
         owners = [(number, place) for number, search in enumerate(searches) for place in range(len(search.live))]
         states = [searches[number].live[place].state for number, place in owners]
         found: list[list[Candidate]] = [[] for _ in searches]
