@@ -64,6 +64,8 @@ class WebApp:
         self.modalities = answerable(runtime)
         self.sessions = SessionStore(folder, self._begin, most=server.max_sessions)
         self.queue = ModelQueue(max_waiting=server.max_waiting)
+        # Between two ids of an answer, so that one that nobody waits for ends in the midst of a medium, too.
+        runtime.model.register_forward_pre_hook(lambda model, arguments: self.queue.check())
 
     def application(self) -> web.Application:
         """What aiohttp serves."""

@@ -2,7 +2,8 @@
 
 A model answers no two requests faster together on the machines this page is for, and what torch keeps per thread
 (inference mode, the number of its threads) stays as it was set. Whoever waits is told how many are before them. Whoever
-leaves is not written for any longer than to the next event of the answer.
+leaves is not written for any longer than to the next event of the answer, or to the next step of the model where
+:meth:`ModelQueue.check` is called between steps: a minute of speech is one event.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ EventT = TypeVar("EventT")
 
 class QueueFull(AnyGPTError):
     """More people wait for the model than the config allows."""
+
+
+class GivenUp(AnyGPTError):
+    """Whoever asked has left; raised in the model's thread to end their answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class ModelQueue:
     def __init__(self, *, max_waiting: int) -> None:
         self.max_waiting = max_waiting
         self._tickets: list[_Ticket] = []
+        self._running: _Ticket | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     async def stream(self, write: Callable[[], Generator[EventT, None, None]]) -> AsyncGenerator[EventT | Waiting]:
@@ -65,7 +71,7 @@ class ModelQueue:
         ticket: _Ticket[EventT] = _Ticket()
         self._tickets.append(ticket)
         self._tell()
-        writing = loop.run_in_executor(self._thread, _write, write, ticket, loop)
+        writing = loop.run_in_executor(self._thread, self._write, write, ticket, loop)
         writing.add_done_callback(lambda future: self._leave(ticket, future))
         try:
             while not isinstance(event := await ticket.events.get(), _Ended):
@@ -75,8 +81,17 @@ class ModelQueue:
             ticket.given_up.set()
             self._tell()
 
+    def check(self) -> None:
+        """To be called in the model's thread between two steps.
+
+        Raises:
+            GivenUp: nobody waits for what is being written.
+        """
+        if self._running is not None and self._running.given_up.is_set():
+            raise GivenUp("whoever asked has left")
+
     def close(self) -> None:
-        """Let every answer end at its next event, and the thread with the last of them."""
+        """End every answer, and the thread with the last of them."""
         for ticket in self._tickets:
             ticket.given_up.set()
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -97,14 +112,21 @@ class ModelQueue:
                 ticket.told = before
                 ticket.events.put_nowait(Waiting(before))
 
-
-def _write(
-    write: Callable[[], Generator[EventT, None, None]], ticket: _Ticket[EventT], loop: asyncio.AbstractEventLoop
-) -> None:
-    if ticket.given_up.is_set():
-        return
-    with closing(write()) as events:
-        for event in events:
-            loop.call_soon_threadsafe(ticket.events.put_nowait, event)
-            if ticket.given_up.is_set():
-                return
+    def _write(
+        self,
+        write: Callable[[], Generator[EventT, None, None]],
+        ticket: _Ticket[EventT],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        if ticket.given_up.is_set():
+            return
+        self._running = ticket
+        try:
+            with closing(write()) as events:
+                for event in events:
+                    loop.call_soon_threadsafe(ticket.events.put_nowait, event)
+                    self.check()
+        except GivenUp:
+            return
+        finally:
+            self._running = None
