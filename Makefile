@@ -22,6 +22,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 #   LAUNCHER torchrun or deepspeed, for CONFIG    make pretrain CONFIG=... PROCESSES=8
 #   HOSTFILE hosts of the deepspeed launcher      make pretrain CONFIG=... LAUNCHER=deepspeed HOSTFILE=hosts
 #   NAME     one benchmark                        make bench NAME=packing
+#   TASK     what to generate                     make generate TASK='text|image|a red circle on the left of a white background'
 #   ARGS     passed on as they are                make tokenize CORPUS=mls ARGS="--set root=DIR --dry-run"
 CONFIG ?=
 CORPUS ?=
@@ -33,6 +34,8 @@ LAUNCHER ?= torchrun
 PROCESSES ?= 1
 HOSTFILE ?=
 NAME ?=
+TASK ?=
+export TASK
 ARGS ?=
 
 # A process a GPU; one process needs no launcher. The deepspeed launcher finds its own command on PATH.
@@ -48,7 +51,22 @@ pretrain: setup ## the whole route on sample corpora; CONFIG=... trains a real o
 sft: setup ## the instruction stage, from the pretrain checkpoint; CONFIG=... likewise
 	@$(if $(CONFIG),$(launch) $(CONFIG),$(BIN)/anygpt-route configs/routes/sft-tiny.toml) $(ARGS)
 
+##@ Talk to it
+
+.PHONY: chat
+chat: setup ## the chat as a page in the browser, with the model of make sft; CONFIG=... another
+	@$(BIN)/anygpt-web $(or $(CONFIG),configs/inference/tiny-sft.toml) $(ARGS)
+
+.PHONY: generate
+generate: setup ## one thing from another: TASK='text|image|a red circle on the left of a white background'
+	@$(call need,TASK,SOURCE|TARGET|INPUT)
+	@$(BIN)/anygpt-generate $(or $(CONFIG),configs/inference/tiny.toml) "$$TASK" $(ARGS)
+
 ##@ Make data
+
+.PHONY: synthesize
+synthesize: setup ## dialogues with pictures and music, and a corpus of them: CONFIG=configs/synthesis/...
+	@$(BIN)/anygpt-synthesize $(or $(CONFIG),configs/synthesis/tiny.toml) $(ARGS)
 
 .PHONY: sample-corpora
 sample-corpora: setup ## render the sample corpora, in the formats of the real ones
