@@ -3,8 +3,7 @@
 Prompts of different lengths are padded on the left, and what is padded is neither attended to nor counted in positions.
 Rows can be dropped, repeated and reordered between two ids: ended answers leave, hypotheses of a beam branch.
 
-The cache grows with the answers. A cache of fixed shape was measured and costs more here, see docs of
-``benchmarks/decode.py``.
+The cache grows with the answers. One of fixed shape is compared in ``benchmarks/decode.py``: on a CPU it does not pay.
 """
 
 from __future__ import annotations
