@@ -178,6 +178,7 @@ function showAttached() {
     return item;
   });
   element("attached").replaceChildren(...items);
+  scrollDown();
 }
 
 function useOf(file) {
@@ -250,7 +251,7 @@ async function asWav(blob, name) {
 
 function grow() {
   text.style.height = "auto";
-  text.style.height = `${text.scrollHeight}px`;
+  text.style.height = `${text.scrollHeight + 2}px`; // its border
   text.style.overflowY = text.scrollHeight > text.clientHeight ? "auto" : "hidden";
 }
 
