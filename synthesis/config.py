@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import Field
 
 from configs.load import Config
+from synthesis.media_config import CorpusMediaConfig
 
 
 class Requirement(StrEnum):
@@ -70,9 +71,10 @@ class TopicsConfig(Config):
     """Use the first so many of the list; None: all."""
     rounds: int = Field(default=4, ge=1)
     per_round: int = Field(default=50, ge=1)
+    meta_topics_per_unit: int = Field(default=10, ge=1)
     min_words: int = Field(default=1, ge=1)
     max_words: int = Field(default=10, ge=1)
-    similarity: float = Field(default=0.8, gt=0, le=1)
+    similarity: float = Field(default=0.85, gt=0, le=1)
     """Jaccard similarity of word sets from which a topic is a near copy of an earlier one."""
 
 
@@ -144,5 +146,13 @@ class TextConfig(Config):
     """Of a running Ray cluster; empty: this machine."""
 
 
+def text_json(config: TextConfig) -> str:
+    """The text half of a config, for workers and as a key."""
+    return config.model_dump_json(include=set(TextConfig.model_fields))
+
+
 class SynthesisConfig(TextConfig):
     """The whole file."""
+
+    media: CorpusMediaConfig | None = None
+    """Dialogues into a corpus, in ``OUTPUT/corpus``; None: the text stages only."""

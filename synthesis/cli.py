@@ -1,0 +1,122 @@
+"""``anygpt-synthesize CONFIG``: topics, scenarios, dialogues, then their media; the same again goes on where it stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from configs.load import load_config, parse_args
+from shards.errors import AnyGPTError
+from shards.output_lock import only_writer
+from synthesis.calls import CallCounts
+from synthesis.config import SynthesisConfig
+from synthesis.dialogues import DIALOGUES_FOLDER
+from synthesis.jobs import STAGES, RunUnits, run_stage
+from synthesis.jobs_plan import describe_plan
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write dialogues, make their media, or say what there is to do.
+
+    ``--limit N`` takes the first N scenarios and their dialogues. ``--retry-rejects`` asks again what got no answer.
+    """
+    args = parse_args("anygpt-synthesize", "Synthesize dialogues with pictures, music and speech.", argv, add=_add)
+    try:
+        config = limited(load_config(args.config, SynthesisConfig, args.set), args.limit)
+        if args.dry_run:
+            print(config.model_dump_json(indent=1))
+            print(describe_plan(config))
+            return 0
+        config.output.mkdir(parents=True, exist_ok=True)
+        with only_writer(config.output):
+            reports = run_text(config, retry=args.retry_rejects)
+            print(format_reports(reports))
+        if config.media is not None:
+            from synthesis.media_job import make_media
+
+            print(
+                format_reports(
+                    {"corpus": make_media(config.media, config.output / DIALOGUES_FOLDER, config.output / "corpus")}
+                )
+            )
+    except AnyGPTError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    print(config.output)
+    return 0
+
+
+def limited(config: SynthesisConfig, limit: int | None) -> SynthesisConfig:
+    """The config for the first so many scenarios."""
+    if limit is None:
+        return config
+    scenarios = config.scenarios.model_copy(update={"count": min(limit, config.scenarios.count)})
+    return config.model_copy(update={"scenarios": scenarios})
+
+
+def run_text(config: SynthesisConfig, *, retry: bool = False) -> dict[str, Any]:
+    """All text stages; their reports, and under ``calls`` what was asked in this run.
+
+    Raises:
+        AnyGPTError: a config is wrong, a budget is spent, or too much was rejected.
+    """
+    if not config.workers:
+        return _run_here(config, retry=retry)
+    # Ray takes seconds to import and start.
+    import ray
+
+    from synthesis.jobs_ray import start_keeper, units_on_ray
+    from tokenize_jobs.session import ray_session
+
+    with ray_session(workers=config.workers, address=config.address):
+        keeper = start_keeper(config)
+        return _stages(config, units_on_ray(keeper), lambda: ray.get(keeper.counts.remote()), retry=retry)
+
+
+def _run_here(config: SynthesisConfig, *, retry: bool) -> dict[str, Any]:
+    from synthesis.calls_keeper import open_keeper
+    from synthesis.jobs import units_in_this_process
+
+    keeper = open_keeper(config)
+    loop = asyncio.new_event_loop()
+    try:
+        return _stages(config, units_in_this_process(keeper.ask, loop), lambda: keeper.counts, retry=retry)
+    finally:
+        loop.run_until_complete(keeper.close())
+        loop.close()
+
+
+def _stages(
+    config: SynthesisConfig, run_units: RunUnits, counts: Callable[[], CallCounts], *, retry: bool
+) -> dict[str, Any]:
+    reports: dict[str, Any] = {stage: run_stage(config, stage, run_units, retry=retry) for stage in STAGES}
+    return reports | {"calls": counts()}
+
+
+def format_reports(reports: Mapping[str, Any]) -> str:
+    """Counts by stage, then reasons, as a table for a terminal."""
+    lines = [f"{'stage':<12}{'inputs':>10}{'written':>10}{'filtered':>10}{'rejected':>10}"]
+    reasons: list[str] = []
+    for name, report in reports.items():
+        if isinstance(report, CallCounts):
+            reasons.append(
+                f"calls: {report.answered:,} answered, {report.failed:,} failed, {report.from_store:,} known before"
+            )
+            continue
+        sums = [sum(report[kind].values()) for kind in ("filtered", "rejected")]
+        lines.append(f"{name:<12}{report['inputs']:>10,}{report['written']:>10,}{sums[0]:>10,}{sums[1]:>10,}")
+        for kind in ("filtered", "rejected"):
+            if report[kind]:
+                counted = ", ".join(f"{reason} {count:,}" for reason, count in report[kind].items())
+                reasons.append(f"{name}, {kind}: {counted}")
+    return "\n".join([*lines, *reasons])
+
+
+def _add(parser: Any) -> None:
+    parser.add_argument("--retry-rejects", action="store_true", help="ask again what got no answer")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
