@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from shards.summary import summarize
 from shards.writer import commit_bytes, commit_pieces, file_sha256
 from shards.writer import remove_temporaries as remove_temporary_files
 from synthesis.data_card import write_data_card
-from synthesis.dialogues import Dialogue, DialogueTurn, dialogues_path, read_dialogues
+from synthesis.dialogues import DIALOGUES_NAME, Dialogue, DialogueTurn, read_dialogues
 from synthesis.media import FOLDERS
 from synthesis.media_config import CorpusMediaConfig
 from synthesis.media_plugs import open_plugs, plug_facts
@@ -43,10 +44,10 @@ SETTINGS_NAME = "synthesis.json"
 
 
 def make_media(config: CorpusMediaConfig, dialogues_folder: Path, output: Path) -> dict[str, Any]:
-    """Give the dialogues below ``dialogues_folder`` their media; the same call again goes on where it stopped.
+    """Give the dialogues in ``dialogues_folder`` their media; the same call again goes on where it stopped.
 
     Args:
-        dialogues_folder: the output of the text stages.
+        dialogues_folder: ``OUTPUT/dialogues`` of the text stages.
         output: becomes the corpus.
 
     Returns:
@@ -58,7 +59,7 @@ def make_media(config: CorpusMediaConfig, dialogues_folder: Path, output: Path) 
         FingerprintMismatch: ``output`` was begun with other dialogues or another config.
         RejectBudgetExceeded: more dialogues were rejected than ``run_share`` allows.
     """
-    path = dialogues_path(dialogues_folder)
+    path = dialogues_folder / DIALOGUES_NAME
     ids = Counter(dialogue.dialogue_id for dialogue in read_dialogues(path))
     twice = [dialogue_id for dialogue_id, count in ids.items() if count > 1]
     if twice:
@@ -69,7 +70,7 @@ def make_media(config: CorpusMediaConfig, dialogues_folder: Path, output: Path) 
     return run_media(task, [ids.total()], origin={"dialogues_sha256": file_sha256(path)})
 
 
-def read_slice(path: Path, start: int, stop: int) -> Iterator[Dialogue]:
+def read_slice(path: Path, start: int, stop: int, offset: int = 0) -> Iterator[Dialogue]:
     """Dialogues ``[start, stop)`` of a file."""
     for row in pq.read_table(path).slice(start, stop - start).to_pylist():
         turns = tuple(DialogueTurn(turn["role"], turn["text"]) for turn in row.pop("turns"))
@@ -86,15 +87,25 @@ def cut_units(counts: Sequence[int], unit_dialogues: int) -> list[Slice]:
     return [Slice(number, *border) for number, border in enumerate(borders)]
 
 
-def run_media(task: MediaTask, counts: Sequence[int], *, origin: Mapping[str, Any]) -> dict[str, Any]:
+def run_media(
+    task: MediaTask,
+    counts: Sequence[int],
+    *,
+    origin: Mapping[str, Any],
+    offsets: Sequence[Sequence[int]] = (),
+) -> dict[str, Any]:
     """Make every unit that is not done, and finish the corpus; arguments and errors as :func:`make_media`.
 
     Args:
         counts: inputs of every source.
         origin: what decides the inputs, for the fingerprint.
+        offsets: of every source that is lines, where its units begin.
     """
     began = time.perf_counter()
     units = cut_units(counts, task.config.unit_dialogues)
+    if offsets:
+        begins = chain.from_iterable(offsets)
+        units = [replace(unit, offset=begin) for unit, begin in zip(units, begins, strict=True)]
     facts = corpus_facts(task.config, origin)
     with only_writer(task.output):
         task = replace(task, fingerprint=check_facts(task.output, facts))

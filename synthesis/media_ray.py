@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, cast
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from synthesis.media_unit import MediaTask, Slice, make_unit
 from tokenize_jobs.session import ray_session
 
 _MAX_BLOCKS = 4096
+_COLUMNS = tuple(field.name for field in fields(Slice))
 
 
 class MediaWorker:
@@ -31,7 +33,7 @@ class MediaWorker:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make the unit that a row names."""
-        unit = Slice(*(int(row[name]) for name in ("number", "source", "start", "stop")))
+        unit = Slice(*(int(row[name]) for name in _COLUMNS))
         try:
             entry = make_unit(self._task, unit, self._plugs)
         except AnyGPTError as error:
@@ -46,7 +48,7 @@ def make_on_ray(task: MediaTask, units: Sequence[Slice]) -> Iterator[Entry]:
         AnyGPTError: what a worker raised.
     """
     config = task.config
-    rows = pa.table({name: [getattr(unit, name) for unit in units] for name in ("number", "source", "start", "stop")})
+    rows = pa.table({name: [getattr(unit, name) for unit in units] for name in _COLUMNS})
     size = -(-len(units) // _MAX_BLOCKS)
     blocks = [rows.slice(start, size) for start in range(0, len(units), size)]
     with ray_session(workers=config.workers, address=config.address):

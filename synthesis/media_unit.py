@@ -47,12 +47,13 @@ Plugs = Mapping[Modality, MediaPlug]
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Dialogues ``[start, stop)`` of a source."""
+    """Inputs ``[start, stop)`` of a source; ``offset`` is the byte where they begin, for sources that are lines."""
 
     number: int
     source: int
     start: int
     stop: int
+    offset: int = 0
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ class MediaTask:
     Attributes:
         sources: files of dialogues, or of what becomes dialogues.
         names: the sources, as rejects and the ledger name them.
-        read: inputs ``[start, stop)`` of a source; a function that other processes can import.
+        read: inputs ``[start, stop)`` of a source, from its byte ``offset``; a function that other processes can import.
         fingerprint: of everything that decides the corpus.
     """
 
@@ -75,7 +76,7 @@ class MediaTask:
     output: Path
     sources: tuple[Path, ...]
     names: tuple[str, ...]
-    read: Callable[[Path, int, int], Iterator[Input]]
+    read: Callable[[Path, int, int, int], Iterator[Input]]
     fingerprint: str = ""
 
 
@@ -86,7 +87,7 @@ def make_unit(task: MediaTask, unit: Slice, plugs: Plugs) -> Entry:
         ConfigError: a plug cannot work at all.
     """
     source = task.names[unit.source]
-    inputs = list(task.read(task.sources[unit.source], unit.start, unit.stop))
+    inputs = list(task.read(task.sources[unit.source], unit.start, unit.stop, unit.offset))
     planned = [_planned(item, task, source, unit.start + nth) for nth, item in enumerate(inputs)]
     made = _make_all(task.output, [item for item in planned if isinstance(item, PlannedDialogue)], plugs)
     results = [_result(item, made, source, unit.start + nth) for nth, item in enumerate(planned)]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sample_corpora import music, pictures
 from pipeline.sample_corpora.draws import generator, pick
-from synthesis.dialogues import Dialogue, DialogueTurn, dialogues_path, dialogues_table
+from synthesis.dialogues import DIALOGUES_NAME, Dialogue, DialogueTurn, dialogues_table
 
 REQUIREMENTS = ("asks_for_image", "user_gives_image", "asks_for_music", "user_shares_music")
 
@@ -39,7 +39,6 @@ def draw_dialogue(number: int) -> Dialogue:
 
 def write_dialogues(folder: Path, dialogues: list[Dialogue]) -> Path:
     """The folder as :func:`synthesis.media_job.make_media` takes it."""
-    path = dialogues_path(folder)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(dialogues_table(dialogues), path)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(dialogues_table(dialogues), folder / DIALOGUES_NAME)
     return folder
