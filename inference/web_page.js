@@ -77,7 +77,7 @@ function waitingWords(before) {
 }
 
 function scrollDown() {
-  chat.scrollTop = chat.scrollHeight;
+  element("pane").scrollTop = element("pane").scrollHeight;
 }
 
 // Talking to the server

@@ -157,6 +157,13 @@ def test_a_wrong_file_type_a_hundred_megabytes_and_a_path_as_a_name_are_refused_
     assert not page.value("document.querySelector('#attached li')")
 
 
+def test_the_server_takes_no_larger_file_from_who_does_without_the_page(page):
+    """What the page says of a large file is a courtesy; the server does not read it."""
+    post = "method: 'POST', headers: {'Content-Type': 'application/octet-stream'}, body: new Uint8Array(26e6)"
+    answer = page.value(f"fetch('/upload?name=a.wav', {{{post}}}).then((response) => response.json(), () => ({{}}))")
+    assert "expected at most 25 MB, found 26.0 MB" in answer.get("error", "")
+
+
 def test_files_are_served_to_their_own_session_and_no_path_leads_out_of_it(page, browser, address):
     ask(page, "a red circle", "image")
     own = page.value("new URL(document.querySelector('article.model img').src).pathname")
