@@ -3,8 +3,9 @@
 What no training item shows, says or plays goes through the real command, a process of its own with JSON lines: captions
 and sentences as text, pictures and sounds as the files of the corpus, under names that say nothing. Its pictures and sounds
 are read back from disk and judged as the report judges (:mod:`evaluation.judges`). Beside each figure is the one of the
-run's ``report.json``. Tasks carry the ids of the samples, so instructions and draws are the report's own; one task differs
-by nature: speech that is heard again went through a wav file here, while the report hands the codes over.
+run's ``report.json``. Tasks carry the ids of the samples, so instructions, draws and ids are the report's own. What differs
+is that sounds are 16-bit files here: the report judges music as the codec gives it, and hands codes of speech over to be
+heard. A judge that looks 60 dB down hears the difference where the music is like none of its prototypes.
 
 Run after ``make pretrain``: ``make bench NAME=generate``, or ``python -m benchmarks.generate DIRECTION...`` for some.
 """

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.load import load_config
 from inference.config import InferenceConfig
 from inference.decoding import load_decoding
 from inference.generation import Request
@@ -22,6 +23,7 @@ from inference.media_out import safe_name, save_medium
 from inference.results import RESULTS_NAME, Row, append_results, mend_results, read_results
 from inference.runtime import Runtime
 from inference.tasks import Task, with_keys
+from inference.vocoder import VocoderConfig, weight_files
 from pipeline.templates import draw_fractions, load_templates
 from pipeline.tokenization import Clip
 from pipeline.tokenizers.codecs import codec_weight_files
@@ -162,7 +164,7 @@ def settings_of(config: InferenceConfig) -> str:
         "text_tokenizer": _files(sorted(config.text_tokenizer.glob("*")) if config.text_tokenizer else []),
         "templates": load_templates(config.templates, overrides).fingerprint,
         "codecs": {str(modality): _codec_files(path) for modality, path in sorted(config.codecs.items())},
-        "vocoder": None if config.vocoder is None else _files([config.vocoder]),
+        "vocoder": None if config.vocoder is None else _vocoder_files(config.vocoder),
         "decoding": load_decoding(config.decoding).model_dump(mode="json"),
         "dtype": config.dtype if config.dtype != "auto" else ("float32" if on_cpu else "bfloat16"),
         "seed": config.seed,
@@ -313,6 +315,11 @@ def _failure(task: Task, error: SampleError | TokenizerError) -> Failure:
 def _codec_files(path: Path) -> list[tuple[str, int, int]]:
     files = [path, *(file.path for file in codec_weight_files(path) if file.path is not None)]
     return _files(sorted(set(files)))
+
+
+def _vocoder_files(path: Path) -> list[tuple[str, int, int]]:
+    files = weight_files(load_config(path, VocoderConfig))
+    return _files([path, *sorted({file.path for file in files if file.path is not None})])
 
 
 def _files(paths: Sequence[Path]) -> list[tuple[str, int, int]]:

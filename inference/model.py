@@ -72,13 +72,14 @@ def load_model(
 def _open_weights(folder: Path, dtype: torch.dtype) -> Any:
     """The network with every tensor from the folder: transformers makes up those it lacks, and says so in a log."""
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(folder), local_files_only=True, dtype=dtype, output_loading_info=True
         )
     except (*_DAMAGE, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: expected weights of a causal language model, found none that open: {error}; copy the folder again"
         ) from error
+    model, found = loaded
     faults = sorted({*found["missing_keys"], *(str(one[0]) for one in found["mismatched_keys"])})
     if faults:
         raise CheckpointError(
@@ -95,7 +96,8 @@ def load_ids(
     is_export = (folder / VOCABULARY_NAME).is_file()
     if not is_export and (layout is None or not folder.is_dir()):
         raise CheckpointError(
-            f"{folder}: expected an exported model with {VOCABULARY_NAME}, found none; finish anygpt-train first"
+            f"{folder}: expected an exported model with {VOCABULARY_NAME}, found none; finish anygpt-train first, "
+            "or give the folder of an AnyGPT checkpoint"
         )
     if is_export and text_tokenizer is not None:
         return _bound(folder, text_tokenizer)
