@@ -3,7 +3,8 @@
 Prompts of different lengths are padded on the left, and what is padded is neither attended to nor counted in positions.
 Rows can be dropped, repeated and reordered between two ids: ended answers leave, hypotheses of a beam branch.
 
-The cache grows with the answers. One of fixed shape is compared in ``benchmarks/decode.py``: on a CPU it does not pay.
+The cache grows with the answers. One of fixed shape is compared in ``benchmarks/decode.py``: on a CPU no gain
+could be told from noise, and rows that leave or branch would have to be copied in it.
 """
 
 from __future__ import annotations
