@@ -69,7 +69,7 @@ class Reply:
     """A whole answer.
 
     Attributes:
-        parts: its words and media in order.
+        parts: its words and media in order, words that follow each other as one part.
         token_ids: as generated, and the end of the turn behind them.
         ended: ``end`` if the model ended its turn, ``length`` if it ran out of room.
         notices: what a person should know, e.g. that the oldest exchanges were left out.
@@ -83,12 +83,12 @@ class Reply:
     @property
     def text(self) -> str:
         """The words of the answer, without what was heard."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextDelta) and not part.heard).strip()
+        return " ".join(part.text for part in self.parts if isinstance(part, TextDelta) and not part.heard)
 
     @property
     def heard(self) -> str:
         """What the model understood of a spoken message; empty if it did not say."""
-        return "".join(part.text for part in self.parts if isinstance(part, TextDelta) and part.heard).strip()
+        return " ".join(part.text for part in self.parts if isinstance(part, TextDelta) and part.heard)
 
     @property
     def media(self) -> tuple[MediaReady, ...]:
