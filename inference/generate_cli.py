@@ -20,11 +20,13 @@ from inference.tasks import Task, parse_task, read_tasks
 from shards.errors import AnyGPTError, ConfigError
 
 _PROGRAM = "anygpt-generate"
+_WITH_VALUE = frozenset({"--set", "--limit", "--tasks"})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer tasks; the same command again answers only what is not answered yet."""
-    args = parse_args(_PROGRAM, "Ask a model: text, pictures, speech and music, any to text and back.", argv, add=_add)
+    arguments = _tasks_first(sys.argv[1:] if argv is None else argv)
+    args = parse_args(_PROGRAM, "Ask a model: text to pictures, speech and music, and back.", arguments, add=_add)
     try:
         config = load_config(args.config, InferenceConfig, args.set)
         tasks = _tasks(args)[: args.limit]
@@ -42,8 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", nargs="*", metavar="TASK", help="SOURCE|TARGET|INPUT, right after CONFIG")
+    parser.add_argument("task", nargs="*", metavar="TASK", help="SOURCE|TARGET|INPUT")
     parser.add_argument("--tasks", type=Path, metavar="FILE", help="a file of tasks: lines, or JSON lines (.jsonl)")
+
+
+def _tasks_first(argv: Sequence[str]) -> list[str]:
+    """The same arguments, options last: argparse wants what is no option in one place, people type it in any."""
+    plain: list[str] = []
+    options: list[str] = []
+    waiting = iter(argv)
+    for argument in waiting:
+        (options if argument.startswith("-") else plain).append(argument)
+        if argument in _WITH_VALUE:
+            options += [value for value in (next(waiting, None),) if value is not None]
+    return plain + options
 
 
 def _tasks(args: argparse.Namespace) -> list[Task]:

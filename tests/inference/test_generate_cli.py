@@ -12,7 +12,9 @@ from tests.fixtures.tiny_tasks import tiny_model
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = main([str(tiny_model().config), *arguments])
+    config = tiny_model().config
+    capsys.readouterr()  # what saving a model makes libraries say
+    code = main([str(config), *arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
 
@@ -44,6 +46,17 @@ def test_a_dry_run_prints_config_and_plan_and_does_nothing(tmp_path: Path, capsy
     assert code == 0 and '"seed":' in out
     assert out.strip().endswith("3 tasks, 0 answered before; to answer: 1 music_to_text, 2 text_to_image")
     assert not (tmp_path / "out").exists()
+
+
+def test_tasks_and_options_stand_in_any_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    output = ("--set", f"output={tmp_path / 'out'}")
+    orders = [("text|image|a", "text|image|b", *output), (*output, "text|image|a", "text|image|b")]
+    orders.append(("text|image|a", *output, "--limit", "2", "text|image|b", "--dry-run"))
+    said = [run(capsys, *order, *(() if "--dry-run" in order else ("--dry-run",))) for order in orders]
+    assert said[0][0] == 0 and said[0] == said[1] == said[2]
+    with pytest.raises(SystemExit) as stopped:
+        run(capsys, "text|image|a", "--set")
+    assert stopped.value.code == 2
 
 
 @pytest.mark.parametrize(
