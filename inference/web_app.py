@@ -17,6 +17,7 @@ type that a browser sends to another site only with that site's leave.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import mimetypes
@@ -43,6 +44,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _HERE = Path(__file__).parent
 _MAX_ASK = 256 * 1024
+_STOPPING_S = 2.0
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
@@ -133,18 +135,19 @@ class WebApp:
 
     async def _ask(self, request: web.Request) -> web.StreamResponse:
         session = self._session(request)
-        if session.answering:
-            raise Refused(409, "the answer before this one is still being written; wait for its end, or stop it")
-        message = read_message(await request.text(), session.uploads, self.modalities)
+        body = await request.text()
+        # From its end to the clearing below nothing else is awaited: of two questions at once, one waits.
+        await _until_idle(session)
+        message = read_message(body, session.uploads, self.modalities)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-        await response.prepare(request)
-        session.answering = True
+        session.idle.clear()
         try:
+            await response.prepare(request)
             await self._answer(session, message, response)
         except AnyGPTError as error:
             await _write(response, {"kind": "error", "message": without_paths(str(error), session.uploads)})
         finally:
-            session.answering = False
+            session.idle.set()
         await response.write_eof()
         return response
 
@@ -160,8 +163,7 @@ class WebApp:
 
     async def _clear(self, request: web.Request) -> web.StreamResponse:
         session = self._session(request)
-        if session.answering:
-            raise Refused(409, "an answer is being written; stop it first")
+        await _until_idle(session)
         session.clear()
         return web.json_response({})
 
@@ -204,6 +206,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+async def _until_idle(session: WebSession) -> None:
+    """Wait for the end of an answer that was stopped just now; one that goes on is in the way."""
+    try:
+        async with asyncio.timeout(_STOPPING_S):
+            await session.idle.wait()
+    except TimeoutError:
+        raise Refused(409, "an answer is being written; wait for its end, or stop it") from None
 
 
 async def _file(name: str, media_type: str) -> web.StreamResponse:

@@ -7,6 +7,7 @@ The folder goes with its session.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import shutil
 from collections import OrderedDict
@@ -33,7 +34,7 @@ class WebSession:
         uploads: id -> file that was sent.
         files: name in an address -> file inside ``folder``.
         shown: what the page shows, for when it is opened again: dictionaries as ``web_page.js`` draws them.
-        answering: an answer is being written or waited for.
+        idle: set while no answer is being written or waited for.
     """
 
     token: str
@@ -42,7 +43,10 @@ class WebSession:
     uploads: dict[str, Upload] = field(default_factory=dict[str, Upload])
     files: dict[str, Path] = field(default_factory=dict[str, Path])
     shown: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    answering: bool = False
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
 
     def new_path(self, suffix: str = "") -> Path:
         """A path in the folder that nothing has yet; its name cannot be guessed."""
@@ -93,7 +97,7 @@ class SessionStore:
             NoRoom: all of them wait for answers.
         """
         if len(self._sessions) >= self.most:
-            idle = next((one for one in self._sessions.values() if not one.answering), None)
+            idle = next((one for one in self._sessions.values() if one.idle.is_set()), None)
             if idle is None:
                 raise NoRoom(f"all {self.most} places are taken and waiting for answers; try again in a minute")
             self._let_go(idle)

@@ -199,6 +199,16 @@ def test_a_second_person_waits_and_sees_so(page, browser, address):
     second.close()
 
 
+def test_clear_stops_an_answer_and_what_is_asked_next_is_answered(page):
+    page.value("document.querySelector('#to').value = 'speech'")
+    page.type("#text", "a minute of speech, please", enter=True)
+    page.wait("document.querySelector('#status').textContent === 'Writing …'")
+    page.click("#clear")
+    page.wait(f"!document.querySelector('article') && {IDLE}")
+    ask(page, "a circle", "image")
+    assert page.wait("document.querySelector('article.model img')?.naturalWidth") == 224 and not page.value(PROBLEM)
+
+
 def test_the_transcript_is_one_page_with_the_picture_in_it(page, address):
     ask(page, "a red <circle>", "image")
     text = page.value("fetch('/transcript').then((response) => response.text())")
