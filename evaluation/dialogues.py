@@ -1,97 +1,209 @@
 """Held-out dialogues: at every turn of the assistant, does it answer in the right modality, and rightly?
 
-The history is the true one, so each turn is judged by itself. What an answer should show is read off the true answer:
-the judge looks at both pictures, listens to both clips, or reads both texts.
+Two ways. *Turn by turn*, the history is the true one, so each turn is judged by itself. *On its own*, the history is what
+the model itself said before, kept as the ids it chose: an early mistake costs what it would cost in a chat.
+
+Kinds of turns: ``draw`` (a picture was asked for), ``look`` (asked about a picture), ``play`` and ``listen`` (the same with
+music), ``voice`` (the request was spoken), ``talk`` (none of these). What is right is in :mod:`evaluation.rightness`.
+
+Figures: ``dialogue_modality``, ``dialogue_content``, ``dialogue_<kind>_modality``, ``dialogue_<kind>_content``, for a
+``voice`` each part as well (``dialogue_voice_heard``, ...); ``dialogue_alone_modality``, ``dialogue_alone_content`` and
+``dialogue_alone_whole`` (dialogues whose every turn is right) over dialogues of two and more rounds, on its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
 
 import numpy as np
 
-from evaluation.heldout import Examiner, Generation, TaskResult
-from evaluation.judges import MusicJudge, PictureJudge
+from evaluation.answers import Said, said_by_ids, said_in
+from evaluation.heldout import Bubble, Conversation, Examiner, TaskResult
+from evaluation.rightness import Marks, TurnJudge
+from inference.chat_grammar import SpokenTurnGrammar
+from inference.chat_history import ChatForm, Exchange
 from inference.generation import Request, generate
 from inference.grammar import LengthBudget, TurnGrammar
 from inference.sampling import SamplingConfig
-from pipeline.dialogues import ASSISTANT, Turn, chat_prompt_pieces, turns_of
+from pipeline.dialogues import ASSISTANT, REPLY_MARKS, Turn, chat_prompt_pieces, turns_of
 from pipeline.pieces import write_token_ids
-from pipeline.sample_corpora import music, pictures
-from shards.records import Segment, TokenizedSample
-from shards.vocabulary import Codes, Modality
+from shards.records import TokenizedSample
+from shards.vocabulary import Modality, TokenIds
 
-_TEXT_ROOM = 64  # ids of text an answer may have
+_ROOM = 256  # ids after which no text and no new medium may begin
+KINDS = ("draw", "look", "play", "listen", "voice", "talk")
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One turn of the assistant: what came before, and the true answer."""
+    """One turn of the assistant: which dialogue, what came before, and the true answer."""
 
-    key: str
+    sample_id: str
+    number: int  # of the round, from 0
     history: tuple[Turn, ...]
     truth: Turn
 
-
-@dataclass(frozen=True, slots=True)
-class Said:
-    """An answer, taken apart."""
-
-    text: str
-    media: tuple[tuple[Modality, Codes], ...]
+    @property
+    def is_spoken(self) -> bool:
+        """Whether a voice asked."""
+        return any(segment.modality == Modality.SPEECH for segment in self.history[-1].segments)
 
     @property
-    def modality(self) -> Modality:
-        """What it answers in: the first medium's modality, else text."""
-        return self.media[0][0] if self.media else Modality.TEXT
+    def kind(self) -> str:
+        """What was asked for: one of ``KINDS``."""
+        if self.is_spoken:
+            return "voice"
+        answered = said_in(self.truth.segments).modalities[0]
+        if answered != Modality.TEXT:
+            return {Modality.IMAGE: "draw", Modality.MUSIC: "play"}.get(answered, "talk")
+        shown = [s.modality for turn in reversed(self.history) for s in reversed(turn.segments) if s.codes is not None]
+        about = next((modality for modality in shown if modality in (Modality.IMAGE, Modality.MUSIC)), None)
+        return {Modality.IMAGE: "look", Modality.MUSIC: "listen", None: "talk"}[about]
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with the model's answer and what is right about it."""
+
+    asked: Asked
+    said: Said
+    marks: Marks
 
 
 def examine_dialogues(examiner: Examiner, samples: Sequence[TokenizedSample]) -> TaskResult:
-    """Answer every assistant turn of the dialogues and judge the answers."""
-    asked = [one for sample in samples for one in _turns(sample)]
-    answers = _answer(examiner, asked)
-    truths = [_said_in(turn.truth.segments) for turn in asked]
-    right = [one.modality == truth.modality for one, truth in zip(answers, truths, strict=True)]
-    wanted, found = _seen(examiner, truths), _seen(examiner, answers)
-    content = [
-        {attribute: found[i].get(attribute) == value for attribute, value in wanted[i].items()} if right[i] else {}
-        for i in range(len(asked))
-    ]
-    figures = {"dialogue_modality": float(np.mean(right)) if right else 0.0}
-    for modality in Modality:
-        chosen = [i for i, truth in enumerate(truths) if truth.modality == modality and wanted[i]]
+    """Answer every assistant turn of the dialogues, both ways, and judge the answers."""
+    asked = [one for sample in samples for one in _asked_in(sample)]
+    judge = TurnJudge(examiner, [said_in(one.truth.segments) for one in asked])
+    desk = _Desk(examiner, asked)
+    answers = desk.answer(asked, [desk.true_prompt(one) for one in asked])
+    by_turn = _judged(examiner, judge, asked, answers)
+    alone = _hold(examiner, judge, desk, asked)
+    rounds = Counter(one.sample_id for one in asked)
+    figures = figures_of(by_turn) | alone_figures([one for one in alone if rounds[one.asked.sample_id] > 1])
+    return TaskResult("dialogue", "Dialogues", [], figures, [_conversation(held) for held in _by_dialogue(alone)])
+
+
+def figures_of(answered: Sequence[Answered]) -> dict[str, float]:
+    """Figures of answers that each stand for themselves; a kind that nobody asked for has none."""
+    figures = _means("dialogue", answered)
+    for kind in KINDS:
+        chosen = [one for one in answered if one.asked.kind == kind]
         if chosen:
-            scores = [np.mean([content[i].get(attribute, False) for attribute in wanted[i]]) for i in chosen]
-            figures[f"dialogue_{modality}_content"] = float(np.mean(scores))
-    generations = [
-        _generation(turn, answers[i], truths[i], {"modality": right[i], **content[i]}) for i, turn in enumerate(asked)
-    ]
-    return TaskResult("dialogue", "Dialogues", generations, figures)
+            figures |= _means(f"dialogue_{kind}", chosen)
+    voiced = [one for one in answered if one.asked.kind == "voice"]
+    for part in sorted({part for one in voiced for part in one.marks.parts}):
+        scores = [one.marks.parts[part] for one in voiced if part in one.marks.parts]
+        figures[f"dialogue_voice_{part}"] = float(np.mean(scores))
+    return figures
 
 
-def _turns(sample: TokenizedSample) -> list[Asked]:
+def alone_figures(answered: Sequence[Answered]) -> dict[str, float]:
+    """Figures of whole dialogues that the model held on its own; none if all have one round."""
+    if not answered:
+        return {}
+    wrong = {one.asked.sample_id for one in answered if not one.marks.all_right}
+    whole = 1 - len(wrong) / len({one.asked.sample_id for one in answered})
+    return _means("dialogue_alone", answered) | {"dialogue_alone_whole": whole}
+
+
+def _means(name: str, answered: Sequence[Answered]) -> dict[str, float]:
+    figures = {f"{name}_modality": float(np.mean([one.marks.modality for one in answered])) if answered else 0.0}
+    contents = [one.marks.content for one in answered if one.marks.content is not None]
+    if contents:
+        figures[f"{name}_content"] = float(np.mean(contents))
+    return figures
+
+
+class _Desk:
+    """Where answers come from: the model, the form of its chats, and a grammar for its turns."""
+
+    def __init__(self, examiner: Examiner, asked: Sequence[Asked]) -> None:
+        loaded = examiner.loaded
+        self.form = ChatForm(loaded.vocabulary, loaded.text_tokenizer, examiner.templates.preset)
+        budgets = _budgets(asked)
+        written = TurnGrammar(loaded.vocabulary, budgets, max_ids=_ROOM)
+        has_marks = all(mark in loaded.vocabulary.markers for mark in REPLY_MARKS)
+        spoken = SpokenTurnGrammar(loaded.vocabulary, budgets, max_ids=_ROOM) if has_marks else written
+        self._grammars = {True: spoken, False: written}
+        self._examiner = examiner
+
+    def true_prompt(self, asked: Asked) -> TokenIds:
+        """The true dialogue up to and with a question."""
+        examiner = self._examiner
+        pieces = chat_prompt_pieces(asked.history, examiner.templates.preset)
+        vocabulary, tokenizer = examiner.loaded.vocabulary, examiner.loaded.text_tokenizer
+        return write_token_ids(pieces, vocabulary, tokenizer, complete=False).token_ids
+
+    def answer(self, asked: Sequence[Asked], prompts: Sequence[TokenIds]) -> list[list[int]]:
+        """The ids of an answer to each question."""
+        requests = [
+            Request(f"dialogue/{one.sample_id}/{one.number}", prompt)
+            for one, prompt in zip(asked, prompts, strict=True)
+        ]
+        model, config = self._examiner.loaded.model, self._examiner.config
+        sampling = config.sampling.get(Modality.IMAGE, SamplingConfig(temperature=0.0))
+        answers: dict[int, list[int]] = {}
+        for is_spoken, grammar in self._grammars.items():
+            chosen = [nth for nth, one in enumerate(asked) if one.is_spoken == is_spoken]
+            ids = generate(model, [requests[nth] for nth in chosen], grammar, sampling, seed=config.seed)
+            answers |= dict(zip(chosen, ids, strict=True))
+        return [answers[nth] for nth in range(len(asked))]
+
+
+def _hold(examiner: Examiner, judge: TurnJudge, desk: _Desk, asked: Sequence[Asked]) -> list[Answered]:
+    """All dialogues at once, round by round; what the model said is what it remembers."""
+    remembered: dict[str, list[Exchange]] = {one.sample_id: [] for one in asked}
+    answered: list[Answered] = []
+    for number in range(1 + max((one.number for one in asked), default=-1)):
+        now = [one for one in asked if one.number == number]
+        questions = [desk.form.ask(one.history[-1]) for one in now]
+        prompts = [desk.form.prompt(remembered[one.sample_id], ids) for one, ids in zip(now, questions, strict=True)]
+        answers = desk.answer(now, prompts)
+        for one, question, ids in zip(now, questions, answers, strict=True):
+            remembered[one.sample_id].append(Exchange(question, desk.form.close(ids)))
+        answered += _judged(examiner, judge, now, answers)
+    return answered
+
+
+def _judged(
+    examiner: Examiner, judge: TurnJudge, asked: Sequence[Asked], answers: Sequence[Sequence[int]]
+) -> list[Answered]:
+    loaded = examiner.loaded
+    said = [said_by_ids(ids, loaded.vocabulary, loaded.text_tokenizer) for ids in answers]
+    marks = judge.judge([one.history for one in asked], [said_in(one.truth.segments) for one in asked], said)
+    return [Answered(*each) for each in zip(asked, said, marks, strict=True)]
+
+
+def _by_dialogue(answered: Sequence[Answered]) -> list[list[Answered]]:
+    """The rounds of each dialogue in their order."""
+    ordered = sorted(answered, key=lambda one: (one.asked.sample_id, one.asked.number))
+    return [list(group) for _, group in groupby(ordered, key=lambda one: one.asked.sample_id)]
+
+
+def _conversation(rounds: Sequence[Answered]) -> Conversation:
+    bubbles: list[Bubble] = []
+    for one in rounds:
+        question, truth = said_in(one.asked.history[-1].segments), said_in(one.asked.truth.segments)
+        bubbles.append(Bubble("user", question.text, question.media))
+        bubbles.append(Bubble("answer", _shown_words(one.said), one.said.media, one.marks.by_name))
+        bubbles.append(Bubble("truth", _shown_words(truth), truth.media))
+    return Conversation(rounds[0].asked.sample_id, bubbles)
+
+
+def _shown_words(said: Said) -> str:
+    return said.text if said.heard is None else f"(heard: {said.heard}) {said.text}"
+
+
+def _asked_in(sample: TokenizedSample) -> list[Asked]:
     turns = turns_of(sample)
     return [
-        Asked(f"dialogue/{sample.sample_id}/{number}", tuple(turns[:number]), turn)
+        Asked(sample.sample_id, number // 2, tuple(turns[:number]), turn)
         for number, turn in enumerate(turns)
         if turn.role == ASSISTANT
     ]
-
-
-def _answer(examiner: Examiner, asked: Sequence[Asked]) -> list[Said]:
-    loaded, preset = examiner.loaded, examiner.templates.preset
-    requests = []
-    for one in asked:
-        pieces = chat_prompt_pieces(one.history, preset)
-        ids = write_token_ids(pieces, loaded.vocabulary, loaded.text_tokenizer, complete=False).token_ids
-        requests.append(Request(one.key, ids))
-    budgets = _budgets(asked)
-    grammar = TurnGrammar(loaded.vocabulary, budgets, max_ids=_TEXT_ROOM)
-    sampling = examiner.config.sampling.get(Modality.IMAGE, SamplingConfig(temperature=0.0))
-    answers = generate(loaded.model, requests, grammar, sampling, seed=examiner.config.seed)
-    return [_take_apart(ids, examiner) for ids in answers]
 
 
 def _budgets(asked: Sequence[Asked]) -> dict[Modality, LengthBudget]:
@@ -102,58 +214,3 @@ def _budgets(asked: Sequence[Asked]) -> dict[Modality, LengthBudget]:
         frames = [len(s.codes) for s in segments if s.codes is not None and s.modality == modality]
         budgets[modality] = LengthBudget(5, max(frames, default=100))
     return budgets
-
-
-def _take_apart(ids: Sequence[int], examiner: Examiner) -> Said:
-    vocabulary = examiner.loaded.vocabulary
-    names, index = vocabulary.modality_names(), vocabulary.modality_index()
-    words: list[int] = []
-    media: list[tuple[Modality, Codes]] = []
-    position = 0
-    while position < len(ids):
-        name = names[index[ids[position]]]
-        if name == "text":
-            words.append(ids[position])
-            position += 1
-            continue
-        block = vocabulary.block(name)
-        stop = list(ids).index(block.end_id, position)
-        media.append((Modality(name), block.to_codes(np.array(ids[position + 1 : stop], np.int64))))
-        position = stop + 1
-    text = examiner.loaded.text_tokenizer.decode([token_id for token_id in words if token_id < vocabulary.text_size])
-    return Said(text.strip(), tuple(media))
-
-
-def _said_in(segments: Sequence[Segment]) -> Said:
-    media = tuple((segment.modality, segment.codes) for segment in segments if segment.codes is not None)
-    return Said(" ".join(segment.text for segment in segments if segment.text).strip(), media)
-
-
-def _seen(examiner: Examiner, answers: Sequence[Said]) -> list[dict[str, str]]:
-    """Attributes of each answer's first medium, or of its words."""
-    seen: list[dict[str, str]] = [{} for _ in answers]
-    clips = [len(codes) for one in answers for modality, codes in one.media[:1] if modality == Modality.MUSIC]
-    frame_s = 0.02
-    judges: Mapping[Modality, Callable[[Sequence[Any]], list[dict[str, str]]]] = {
-        Modality.IMAGE: PictureJudge().judge,
-        Modality.MUSIC: MusicJudge(max(clips) * frame_s).judge if clips else lambda _: [],
-    }
-    for modality, judge in judges.items():
-        chosen = [i for i, one in enumerate(answers) if one.modality == modality]
-        if chosen:
-            judged = judge(examiner.decode(modality, [answers[i].media[0][1] for i in chosen]))
-            for i, attributes in zip(chosen, judged, strict=True):
-                seen[i] = attributes
-    for i, one in enumerate(answers):
-        if one.modality == Modality.TEXT:
-            seen[i] = pictures.parse_caption(one.text) | music.parse_caption(one.text)
-    return seen
-
-
-def _generation(turn: Asked, said: Said, truth: Said, right: Mapping[str, bool]) -> Generation:
-    prompt = " ".join(segment.text for segment in turn.history[-1].segments if segment.text)
-    media = {f"truth {n}": one for n, one in enumerate(truth.media, start=1)}
-    media |= {f"answer {n}": one for n, one in enumerate(said.media, start=1)}
-    shown = [(s.modality, s.codes) for s in turn.history[-1].segments if s.codes is not None]
-    media |= {f"shown {n}": one for n, one in enumerate(shown, start=1)}
-    return Generation(turn.key, {"prompt": prompt, "truth": truth.text, "answer": said.text}, media, right)

@@ -76,13 +76,32 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class Bubble:
+    """One turn of a conversation as it is shown; ``who`` is ``user``, ``answer`` or ``truth``."""
+
+    who: str
+    text: str
+    media: Sequence[tuple[Modality, Codes]]
+    right: Mapping[str, bool] = field(default_factory=dict[str, bool])
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A held-out dialogue: question, answer and true answer, round by round."""
+
+    sample_id: str
+    bubbles: Sequence[Bubble]
+
+
+@dataclass(frozen=True, slots=True)
 class TaskResult:
-    """All generations of one task, and its figures (fractions from 0 to 1)."""
+    """All generations of one task, or its conversations, and its figures (fractions from 0 to 1)."""
 
     name: str
     title: str
     generations: Sequence[Generation]
     figures: Mapping[str, float]
+    conversations: Sequence[Conversation] = ()
 
 
 class Examiner:

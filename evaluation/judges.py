@@ -1,7 +1,8 @@
-"""What does it show, what does it play? Decided by comparing with rendered prototypes, never with codes.
+"""What does it show, what does it play, what does it say? Decided by comparing pixels and sound, never codes.
 
 A decoded picture is the composition whose prototype rendering is nearest in pixels; a decoded clip is the piece whose
-rendering is nearest in log-mel. A judge knows nothing of the codes a model was trained on.
+rendering is nearest in log-mel; a spoken reply says what the nearest of the sentences it may say does, however fast. A
+judge knows nothing of the codes a model was trained on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torchaudio.transforms import MelSpectrogram
 
-from pipeline.sample_corpora import music, pictures
+from pipeline.sample_corpora import music, pictures, speech
 
 _STEP = 4  # pictures are compared at 56 x 56
 _MELS = 96
@@ -27,7 +28,7 @@ class PictureJudge:
 
     def __init__(self) -> None:
         self._all = pictures.all_attributes()
-        self._prototypes = np.stack([_thumbnail(np.asarray(pictures.render_picture(a))) for a in self._all])
+        self._prototypes = _picture_prototypes()
         self._half_norm = 0.5 * (self._prototypes**2).sum(axis=1)
 
     def judge(self, shown: Sequence[npt.NDArray[np.uint8]]) -> list[dict[str, str]]:
@@ -45,22 +46,29 @@ class MusicJudge:
     def __init__(self, duration_s: float) -> None:
         self._all = music.all_attributes()
         self._num_samples = round(duration_s * music.SAMPLE_RATE_HZ)
-        self._prototypes = np.stack([self._spectrum(music.render_music(a, duration_s=duration_s)) for a in self._all])
+        self._prototypes = _music_prototypes(self._num_samples)
 
     def judge(self, played: Sequence[npt.NDArray[np.float32]]) -> list[dict[str, str]]:
         """Attributes of each clip at 32 kHz."""
         return [self._all[self._nearest(clip)].as_dict() for clip in played]
 
     def _nearest(self, clip: npt.NDArray[np.float32]) -> int:
-        return int(np.abs(self._prototypes - self._spectrum(clip)).mean(axis=1).argmin())
+        return int(np.abs(self._prototypes - _spectrum(clip, self._num_samples)).mean(axis=1).argmin())
 
-    def _spectrum(self, clip: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        fitted = np.zeros(self._num_samples, np.float32)
-        fitted[: len(clip)] = clip[: self._num_samples]
-        # Loudness is no attribute.
-        fitted /= max(float(np.abs(fitted).max()), 1e-6)
-        mel = _mel()(torch.from_numpy(fitted))
-        return torch.log(mel + _FLOOR).reshape(-1).numpy()
+
+class SpeechJudge:
+    """Nearest of some spoken sentences, in log-mel, one stretched in time to fit the other (dynamic time warping)."""
+
+    def __init__(self, spoken: Sequence[tuple[str, npt.NDArray[np.float32]]]) -> None:
+        """Sentences with how they sound, at 16 kHz; the same sentence may sound in several ways."""
+        self.sentences = [text for text, _ in spoken]
+        self._spectra = [_speech_spectrum(sound) for _, sound in spoken]
+
+    def judge(self, sound: npt.NDArray[np.float32]) -> str:
+        """The sentence that a sound at 16 kHz says."""
+        spectrum = _speech_spectrum(sound)
+        distances = [_warped_distance(spectrum, one) for one in self._spectra]
+        return self.sentences[int(np.argmin(distances))]
 
 
 def words_right(heard: str, truth: str) -> float:
@@ -94,5 +102,53 @@ def _thumbnail(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 @functools.cache
+def _picture_prototypes() -> npt.NDArray[np.float32]:
+    """(720, pixels): rendered once, whoever judges."""
+    rendered = (pictures.render_picture(one) for one in pictures.all_attributes())
+    return np.stack([_thumbnail(np.asarray(picture)) for picture in rendered])
+
+
+@functools.lru_cache(maxsize=2)
+def _music_prototypes(num_samples: int) -> npt.NDArray[np.float32]:
+    """(288, features) of pieces so long."""
+    duration_s = num_samples / music.SAMPLE_RATE_HZ
+    rendered = (music.render_music(one, duration_s=duration_s) for one in music.all_attributes())
+    return np.stack([_spectrum(clip, num_samples) for clip in rendered])
+
+
+def _spectrum(clip: npt.NDArray[np.float32], num_samples: int) -> npt.NDArray[np.float32]:
+    fitted = np.zeros(num_samples, np.float32)
+    fitted[: len(clip)] = clip[:num_samples]
+    # Loudness is no attribute.
+    fitted /= max(float(np.abs(fitted).max()), 1e-6)
+    mel = _mel()(torch.from_numpy(fitted))
+    return torch.log(mel + _FLOOR).reshape(-1).numpy()
+
+
+@functools.cache
 def _mel() -> MelSpectrogram:
     return MelSpectrogram(music.SAMPLE_RATE_HZ, n_fft=2048, hop_length=1280, n_mels=_MELS, power=1.0)
+
+
+@functools.cache
+def _speech_mel() -> MelSpectrogram:
+    return MelSpectrogram(speech.SAMPLE_RATE_HZ, n_fft=1024, hop_length=320, n_mels=48, power=1.0)
+
+
+def _speech_spectrum(sound: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(frames, mels), 20 ms a frame."""
+    mel = _speech_mel()(torch.from_numpy(sound / max(float(np.abs(sound).max(initial=0.0)), 1e-6)))
+    return torch.log(mel + _FLOOR).T.numpy()
+
+
+def _warped_distance(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> float:
+    """Mean difference along the cheapest way through both, frame by frame."""
+    costs = np.abs(left[:, None, :] - right[None, :, :]).mean(axis=2)
+    above = np.full(len(right) + 1, np.inf)
+    above[0] = 0.0
+    for row in costs:
+        here = [np.inf]
+        for nth, cost in enumerate(row):
+            here.append(cost + min(here[nth], above[nth], above[nth + 1]))
+        above = np.array(here)
+    return float(above[-1]) / (len(left) + len(right))

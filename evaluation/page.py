@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from evaluation.heldout import Generation, TaskResult
+from evaluation.heldout import Bubble, Conversation, Generation, TaskResult
 from pipeline.tokenizers.base import MediaDetokenizer, Picture
 from shards.media_files import data_uri, png_bytes, wav_bytes
 from shards.vocabulary import Codes, Modality
 
 MODALITY_COLOURS = {"all": "#8b949e", "text": "#4c78a8", "image": "#e45756", "speech": "#54a24b", "music": "#b279a2"}
+_Shown = TypeVar("_Shown", Generation, Conversation)
 _WIDTH, _HEIGHT, _MARGIN = 900, 300, 42
 _MAX_SHOWN = 12
 _MAX_POINTS = 400
@@ -109,6 +110,10 @@ def _tiles(report: Mapping[str, Any]) -> str:
 
 def _headline(name: str) -> bool:
     return name.endswith("_words") or name in (
+        "dialogue_modality",
+        "dialogue_content",
+        "dialogue_alone_modality",
+        "dialogue_alone_content",
         "text_to_image_colour",
         "text_to_image_shape",
         "text_to_music_instrument",
@@ -151,16 +156,49 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _task(result: TaskResult, detokenizers: Mapping[Modality, MediaDetokenizer]) -> str:
+    if result.conversations:
+        return _figures_list(result) + _conversations(result.conversations, detokenizers)
     figures = " · ".join(f"{escape(_short(name, result))} <b>{value:.0%}</b>" for name, value in result.figures.items())
     cards = "".join(_card(one, detokenizers) for one in _spread(result.generations))
     return f"<p class='figures'>{len(result.generations)} held-out items: {figures}</p><div class='cards'>{cards}</div>"
+
+
+def _figures_list(result: TaskResult) -> str:
+    rows = [(_short(name, result).replace("_", " "), f"{value:.1%}") for name, value in result.figures.items()]
+    return _table(("figure", "right"), rows)
+
+
+def _conversations(held: Sequence[Conversation], detokenizers: Mapping[Modality, MediaDetokenizer]) -> str:
+    """Whole dialogues, the model's own answers as its history, the true answer beside each."""
+    shown = _spread(held)
+    chats = "".join(
+        f"<div class='chat'>{''.join(_bubble(one, detokenizers) for one in conversation.bubbles)}</div>"
+        for conversation in shown
+    )
+    note = f"{len(shown)} of {len(held)} held-out dialogues, chosen by a hash; the model remembers its own answers."
+    return f"<p class='figures'>{note}</p><div class='chats'>{chats}</div>"
+
+
+def _bubble(one: Bubble, detokenizers: Mapping[Modality, MediaDetokenizer]) -> str:
+    media = "".join(_medium(modality, codes, detokenizers) for modality, codes in one.media)
+    words = f"<p>{escape(one.text)}</p>" if one.text else ""
+    marks = f"<p class='marks'>{_marks(one.right)}</p>" if one.right else ""
+    who = {"user": "user", "answer": "model", "truth": "true answer"}.get(one.who, one.who)
+    return f"<div class='bubble {escape(one.who)}'><i>{escape(who)}</i>{words}<div class='media'>{media}</div>{marks}</div>"
+
+
+def _marks(right: Mapping[str, bool]) -> str:
+    return "".join(
+        f"<span class='{'right' if is_right else 'wrong'}'>{'✓' if is_right else '✗'} {escape(name)}</span>"
+        for name, is_right in right.items()
+    )
 
 
 def _short(name: str, result: TaskResult) -> str:
     return name.removeprefix(result.name).strip("_") or name
 
 
-def _spread(generations: Sequence[Generation]) -> list[Generation]:
+def _spread(generations: Sequence[_Shown]) -> list[_Shown]:
     """At most a dozen, chosen by a hash of their ids: no picking, and no stride that could fall in step with the data."""
     by_hash = sorted(generations, key=lambda one: hashlib.blake2b(one.sample_id.encode(), digest_size=8).digest())
     return by_hash[:_MAX_SHOWN]
@@ -172,11 +210,7 @@ def _card(one: Generation, detokenizers: Mapping[Modality, MediaDetokenizer]) ->
         for name, (modality, codes) in one.media.items()
     )
     texts = "".join(f"<p><i>{escape(name)}</i> {escape(text)}</p>" for name, text in one.texts.items())
-    marks = "".join(
-        f"<span class='{'right' if right else 'wrong'}'>{'✓' if right else '✗'} {escape(attribute)}</span>"
-        for attribute, right in one.right.items()
-    )
-    return f"<article><div class='media'>{media}</div>{texts}<p class='marks'>{marks}</p></article>"
+    return f"<article><div class='media'>{media}</div>{texts}<p class='marks'>{_marks(one.right)}</p></article>"
 
 
 def _medium(modality: Modality, codes: Codes, detokenizers: Mapping[Modality, MediaDetokenizer]) -> str:

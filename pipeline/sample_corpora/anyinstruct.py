@@ -1,6 +1,7 @@
 """The AnyInstruct layout: ``metadata.jsonl``, ``images_224/``, ``speech/``, ``music/``; one dialogue a line.
 
-In one dialogue of four the first round is spoken: both its messages have a file, and what is said is what is written.
+In some dialogues (``dialogues.spoken_share``) the first round is spoken: both its messages have a file, and what is said
+is what is written.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.sample_corpora import music, speech
+from pipeline.sample_corpora.brief import draw_brief_dialogue
 from pipeline.sample_corpora.dialogues import Message, draw_dialogue
 from pipeline.sample_corpora.draws import pick
 from pipeline.sample_corpora.encoders import mp3_bytes, wav_bytes
 from pipeline.sample_corpora.items import ItemRecord, Task, music_sound, picture_bytes
 from pipeline.sample_corpora.pictures import PictureAttributes
-
-_SPOKEN_SHARE = 0.25
 
 
 @dataclass(slots=True)
@@ -65,8 +65,10 @@ def write(task: Task) -> list[ItemRecord]:
 
 def _dialogue(media: _Media, index: int) -> dict[str, Any]:
     rng = media.task.rng("dialogue", index)
-    is_spoken = rng.random() < _SPOKEN_SHARE
-    rounds = draw_dialogue(rng, held_out=media.task.held_out, is_spoken=is_spoken)
+    wanted = media.task.config.dialogues
+    is_spoken = rng.random() < wanted.spoken_share
+    draw = draw_brief_dialogue if wanted.style == "brief" else draw_dialogue
+    rounds = draw(rng, held_out=media.task.held_out, is_spoken=is_spoken)
     voices = [speech.voice_by_name(name) for name in media.task.config.speech.voices]
     # The assistant speaks with one voice, as in the real corpus; users have any.
     speakers = {"USER": pick(rng, voices), "AnyGPT": voices[0]}

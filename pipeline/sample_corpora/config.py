@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -61,6 +61,15 @@ class MusicConfig(Config):
     jitter_gain_db: float = Field(default=1.0, ge=0, le=3)
 
 
+class DialoguesConfig(Config):
+    """What is said in the conversations."""
+
+    style: Literal["full", "brief"] = "full"
+    """``full`` requests name every attribute, ``brief`` ones two to four of them."""
+    spoken_share: float = Field(default=0.25, ge=0, le=1)
+    """Dialogues whose first round is spoken."""
+
+
 class TrainCounts(Config):
     """Items per training corpus: pictures, documents, sentences, clips, dialogues."""
 
@@ -96,5 +105,6 @@ class SampleCorporaConfig(Config):
     pictures: PicturesConfig = PicturesConfig()
     speech: SpeechConfig = SpeechConfig()
     music: MusicConfig = MusicConfig()
+    dialogues: DialoguesConfig = DialoguesConfig()
     train: TrainCounts = TrainCounts()
     heldout: HeldoutCounts = HeldoutCounts()

@@ -1,12 +1,14 @@
 """The judges look at pixels and listen to sound; they are right about what is rendered, and not about noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.judges import MusicJudge, PictureJudge, share_right, words_right
-from pipeline.sample_corpora import music, pictures
+from evaluation.judges import MusicJudge, PictureJudge, SpeechJudge, share_right, words_right
+from pipeline.sample_corpora import music, pictures, speech
 
 
 def test_the_picture_judge_names_every_varied_picture():
@@ -49,3 +51,16 @@ def test_words_right_is_one_minus_the_word_error_rate(heard, truth, right):
 def test_words_right_stays_in_range_and_is_one_only_for_equals(heard, truth):
     right = words_right(" ".join(heard), " ".join(truth))
     assert 0.0 <= right <= 1.0 and (right == 1.0) == (heard == truth)
+
+
+def test_the_speech_judge_hears_what_is_said_however_fast():
+    sentences = ("Here is your star.", "Here is your circle.", "Here is your triangle.", "Listen to the flute.")
+    judge = SpeechJudge([(one, speech.synthesize(one, speech.VOICES[0])) for one in sentences])
+    for rate_wpm in (130, 150, 175):
+        voice = replace(speech.VOICES[0], rate_wpm=rate_wpm)
+        assert [judge.judge(speech.synthesize(one, voice)) for one in sentences] == list(sentences)
+
+
+def test_the_speech_judge_bears_silence():
+    judge = SpeechJudge([("Here.", speech.synthesize("Here.", speech.VOICES[0]))])
+    assert judge.judge(np.zeros(8000, np.float32)) == "Here."
