@@ -164,7 +164,10 @@ def finish_stage(config: TextConfig, plan: StagePlan) -> dict[str, Any]:
     kept: list[Row] = []
     copies: list[Filtered] = []
     for item in module.sift(config, rows):
-        (copies if isinstance(item, Filtered) else kept).append(item)
+        if isinstance(item, Filtered):
+            copies.append(item)
+        else:
+            kept.append(item)
     sha256 = commit_table(folder / f"{plan.stage}.parquet", pa.Table.from_pylist(kept, schema=module.SCHEMA))
     commit_table(part_path(folder, "all"), left_out_table(copies, "all"))
     parts = [part_path(folder, entry.unit) for entry in entries if entry.left_out_sha256]

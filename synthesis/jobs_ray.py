@@ -45,7 +45,7 @@ class KeeperActor:
 
 def start_keeper(config: TextConfig) -> Any:
     """The actor; a session must be open."""
-    actor = ray.remote(num_cpus=0, max_concurrency=_MOST_CALLS)(KeeperActor)
+    actor: Any = ray.remote(num_cpus=0, max_concurrency=_MOST_CALLS)(KeeperActor)
     return actor.remote(text_json(config))
 
 

@@ -24,8 +24,12 @@ _THREE_ROUNDS_SHARE = 0.4
 _CROSSING_SHARE = 0.25
 _THING_SHARE = 0.5
 
-_INSTRUMENT_OF = dict(zip(pictures.SHAPES, ("flute", "organ", "bell", "bell", "guitar", "guitar"), strict=True))
-_KEY_OF = dict(zip(pictures.COLOURS, ("C major", "F major", "G major", "A minor", "D minor", "E minor"), strict=True))
+_INSTRUMENT_OF: dict[str, str] = dict(
+    zip(pictures.SHAPES, ("flute", "organ", "bell", "bell", "guitar", "guitar"), strict=True)
+)
+_KEY_OF: dict[str, str] = dict(
+    zip(pictures.COLOURS, ("C major", "F major", "G major", "A minor", "D minor", "E minor"), strict=True)
+)
 _TEMPO_OF = {"white": "fast", "beige": "medium", "gray": "medium", "black": "slow"}
 _PATTERN_OF = {
     "top": "rising scale",
