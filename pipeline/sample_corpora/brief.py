@@ -1,8 +1,9 @@
-"""Brief dialogues for a small model: a request names what matters in it, two to four words of the world.
+"""Brief dialogues for a small model: a request names what matters in it, one to four words of the world.
 
 Rounds: draw, change (of the picture just drawn), ask (one thing about a picture shown or just drawn), describe, play,
-listen. What a request for a picture leaves open is in the center, on white; what one for music leaves open (key and
-pattern) is any. An answer about music names what a request for it names: the instrument and the tempo.
+listen. What a request for a picture leaves open is in the center, on white; what one for music leaves open (tempo, key
+and pattern) is any. An answer about music names what a request for it names: the instrument. Answers to different
+questions begin with different words, or a small model ends the one where it would end the other.
 
 A spoken round asks for a coloured shape, and the voice that answers names the shape.
 """
@@ -16,7 +17,6 @@ import numpy as np
 from pipeline.sample_corpora import music, pictures
 from pipeline.sample_corpora.dialogues import Message, Round, change_round, fill, show
 from pipeline.sample_corpora.draws import pick
-from pipeline.sample_corpora.items import as_sentence, sentence_caption
 from pipeline.sample_corpora.pictures import PictureAttributes
 
 _OPEN_PLACE, _OPEN_BACKGROUND = "center", "white"
@@ -35,13 +35,14 @@ _ANSWERS = {
     "colour": "It is {colour}.",
     "shape": "It is a {shape}.",
     "position": "It is {place}.",
-    "background": "The background is {background}.",
+    "background": "Behind it everything is {background}.",
 }
-_DESCRIBE_REQUESTS = ("What is in this picture?", "Describe this picture.")
-_PLAY_REQUESTS = ("Play {tempo} music on the {instrument}.", "I would like to hear {a_instrument}, {tempo} tempo.")
+_DESCRIBE_REQUESTS = ("Describe this picture.", "Tell me about this picture.")
+_DESCRIPTION = "This picture shows {a_colour} {shape} {place} on {background}."
+_PLAY_REQUESTS = ("Play music on the {instrument}.", "I would like to hear {a_instrument}.")
 _PLAY_ANSWERS = ("Here is your music.", "Listen to the {instrument}.")
 _LISTEN_REQUESTS = ("What do you hear?", "Describe this music.")
-_LISTEN_ANSWER = "This is {tempo} music on the {instrument}."
+_LISTEN_ANSWER = "You hear {a_instrument}."
 
 
 def draw_brief_dialogue(rng: np.random.Generator, *, held_out: bool, is_spoken: bool) -> tuple[Round, ...]:
@@ -97,7 +98,7 @@ def _ask_again(rng: np.random.Generator, shown: PictureAttributes) -> Round:
 def _describe(rng: np.random.Generator, held_out: bool) -> Round:
     shown = _picture(rng, held_out)
     request = show(rng, pick(rng, _DESCRIBE_REQUESTS), shown)
-    return Round("describe", request, Message(as_sentence(sentence_caption(rng, shown))))
+    return Round("describe", request, Message(fill(_DESCRIPTION, shown)))
 
 
 def _play(rng: np.random.Generator, held_out: bool) -> Round:

@@ -1,4 +1,4 @@
-"""Brief dialogues name two to four words of the world, keep to their side, and are spoken as they are written."""
+"""Brief dialogues name one to four words of the world, keep to their side, and are spoken as they are written."""
 
 import json
 from pathlib import Path
