@@ -30,7 +30,7 @@ from shards.writer import commit_bytes, file_sha256
 
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 _CODEC_KEYS = ("image_psnr_db", "speech_mel", "speech_mel_shuffled", "music_mel", "music_mel_shuffled")
 _LOSS_WINDOW = 3  # logged lines averaged for a modality's first and last loss
 
