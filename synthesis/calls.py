@@ -112,6 +112,10 @@ class Store(Protocol):
         """Keep an answer; it is on disk when this returns."""
         ...
 
+    def close(self) -> None:
+        """Let others write."""
+        ...
+
 
 @dataclass(slots=True)
 class CallCounts:
@@ -157,9 +161,10 @@ class CallKeeper:
         return await asyncio.shield(self._under_way[key])
 
     async def close(self) -> None:
-        """Wait for calls under way and let go of the writer's connections."""
+        """Wait for calls under way, let go of the writer's connections, and let others write to the store."""
         await asyncio.gather(*self._under_way.values(), return_exceptions=True)
         await self.writer.close()
+        self.store.close()
 
     async def _write(self, key: str, request: Request) -> Answer:
         if self._slots is None:

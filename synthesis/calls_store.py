@@ -43,7 +43,7 @@ class AnswerStore:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._lock = _lock(folder / "lock", patience_s)
+        self._lock: int | None = _lock(folder / "lock", patience_s)
         self._places: dict[str, tuple[Path, int, int]] = {}
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._flusher: asyncio.Task[None] | None = None
@@ -82,7 +82,9 @@ class AnswerStore:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _count(self, input_tokens: int, output_tokens: int) -> None:
         self.input_tokens += input_tokens

@@ -1,29 +1,39 @@
-"""``anygpt-synthesize CONFIG``: topics, scenarios, dialogues, then their media; the same again goes on where it stopped."""
+"""``anygpt-synthesize CONFIG``: topics, scenarios, dialogues, then their media; or instruction sets, spoken.
+
+The same command again goes on where it stopped.
+"""
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from configs.load import load_config, parse_args
-from shards.errors import AnyGPTError
+from configs.load import load_config, parse_args, read_toml
+from shards.errors import AnyGPTError, ConfigError
 from shards.output_lock import only_writer
 from synthesis.calls import CallCounts
 from synthesis.config import SynthesisConfig
 from synthesis.dialogues import DIALOGUES_FOLDER
 from synthesis.jobs import STAGES, RunUnits, run_stage
 from synthesis.jobs_plan import describe_plan
+from synthesis.media_config import CorpusMediaConfig
+from synthesis.media_job import make_media
+from synthesis.spoken import SpeakConfig, speak_instructions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write dialogues, make their media, or say what there is to do.
 
+    A config with the key ``files`` names instruction sets, which are spoken as they are (:mod:`synthesis.spoken`).
     ``--limit N`` takes the first N scenarios and their dialogues. ``--retry-rejects`` asks again what got no answer.
     """
     args = parse_args("anygpt-synthesize", "Synthesize dialogues with pictures, music and speech.", argv, add=_add)
     try:
+        if "files" in read_toml(args.config):
+            return _speak(load_config(args.config, SpeakConfig, args.set), args)
         config = limited(load_config(args.config, SynthesisConfig, args.set), args.limit)
         if args.dry_run:
             print(config.model_dump_json(indent=1))
@@ -34,11 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             reports = run_text(config, retry=args.retry_rejects)
             print(format_reports(reports))
         if config.media is not None:
-            from synthesis.media_job import make_media
-
+            media = _again(config.media, args)
             print(
                 format_reports(
-                    {"corpus": make_media(config.media, config.output / DIALOGUES_FOLDER, config.output / "corpus")}
+                    {"corpus": make_media(media, config.output / DIALOGUES_FOLDER, config.output / "corpus")}
                 )
             )
     except AnyGPTError as error:
@@ -46,6 +55,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     print(config.output)
     return 0
+
+
+def _speak(config: SpeakConfig, args: argparse.Namespace) -> int:
+    """Instruction sets into a corpus of spoken dialogues."""
+    if args.limit is not None:
+        raise ConfigError(
+            "--limit: expected scenarios to take the first of, found instruction sets; give shorter files"
+        )
+    if args.dry_run:
+        print(config.model_dump_json(indent=1))
+        return 0
+    report = speak_instructions(config.model_copy(update={"media": _again(config.media, args)}))
+    print(format_reports({"corpus": report}))
+    print(config.output)
+    return 0
+
+
+def _again(media: CorpusMediaConfig, args: argparse.Namespace) -> CorpusMediaConfig:
+    return media.model_copy(update={"retry_rejects": media.retry_rejects or args.retry_rejects})
 
 
 def limited(config: SynthesisConfig, limit: int | None) -> SynthesisConfig:
