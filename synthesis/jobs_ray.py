@@ -45,8 +45,9 @@ class KeeperActor:
 
 def start_keeper(config: TextConfig) -> Any:
     """The actor; a session must be open."""
-    actor: Any = ray.remote(num_cpus=0, max_concurrency=_MOST_CALLS)(KeeperActor)
-    return actor.remote(text_json(config))
+    # Ray's types know no options of a class that is not decorated.
+    remote: Any = ray.remote
+    return remote(num_cpus=0, max_concurrency=_MOST_CALLS)(KeeperActor).remote(text_json(config))
 
 
 def units_on_ray(keeper: Any) -> RunUnits:
