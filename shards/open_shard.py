@@ -145,6 +145,19 @@ def open_shard(path: Path, *, rest_crc32: int | None = None) -> OpenShard:
         raise kind(f"{path}: expected a packed shard, found {error}; {_REMEDY}") from error
 
 
+def rest_is_whole(path: Path, rest_crc32: int) -> bool:
+    """Whether what is not ids is what was written; the block checksums are of it, so without it they prove nothing.
+
+    Raises:
+        DatasetError: if it is no packed shard.
+    """
+    try:
+        whole, file = map_file(path)
+        return rest_checksum(whole, file.get_batch(0).column(0)) == rest_crc32
+    except _UNREADABLE as error:
+        raise DatasetError(f"{path}: expected a packed shard, found {error}; {_REMEDY}") from error
+
+
 def _map(path: Path, rest_crc32: int | None) -> OpenShard:
     whole, file = map_file(path)
     batch = file.get_batch(0) if file.num_record_batches == 1 else None

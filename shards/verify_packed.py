@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from shards.faults import Fault, ShardFindings
 from shards.manifest import Manifest, PackedEntry, ShardEntry
-from shards.open_shard import OpenShard, open_shard
+from shards.open_shard import OpenShard, open_shard, rest_is_whole
 from shards.packed import count_tokens
 from shards.rates import RowLaw, media_fault
 from shards.reader import PackedDataset, damaged_rows
@@ -56,8 +56,13 @@ def look_at_packed(folder: Path, manifest: Manifest, entry: ShardEntry) -> Shard
 
 def _damage(path: Path, entry: ShardEntry) -> Fault:
     """Where the bytes are wrong, as far as block checksums tell."""
+    rest_crc32 = entry.rest_crc32 if isinstance(entry, PackedEntry) else None
     try:
         blocks = damaged_rows(open_shard(path))
+        if blocks and rest_crc32 is not None and not rest_is_whole(path, rest_crc32):
+            return Fault(
+                entry.path, f"{NOT_AS_WRITTEN} (its metadata is damaged, and so is what tells whole rows)"
+            )
     except UNREADABLE as error:
         return Fault(entry.path, f"{NOT_AS_WRITTEN} (its structure is unreadable: {without_path(error, path)})")
     if not blocks:
