@@ -60,9 +60,7 @@ def _damage(path: Path, entry: ShardEntry) -> Fault:
     try:
         blocks = damaged_rows(open_shard(path))
         if blocks and rest_crc32 is not None and not rest_is_whole(path, rest_crc32):
-            return Fault(
-                entry.path, f"{NOT_AS_WRITTEN} (its metadata is damaged, and so is what tells whole rows)"
-            )
+            return Fault(entry.path, f"{NOT_AS_WRITTEN} (its metadata is damaged, and so is what tells whole rows)")
     except UNREADABLE as error:
         return Fault(entry.path, f"{NOT_AS_WRITTEN} (its structure is unreadable: {without_path(error, path)})")
     if not blocks:
