@@ -9,8 +9,9 @@ import hashlib
 import re
 import unicodedata
 from pathlib import Path
+from typing import cast
 
-from pipeline.tokenizers.base import Medium
+from pipeline.tokenizers.base import Medium, Picture
 from shards.media_files import png_bytes, wav_bytes
 from shards.modality import Modality
 from shards.writer import commit_bytes
@@ -63,7 +64,7 @@ def save_medium(
     if modality.is_sound:
         data, suffix = wav_bytes(medium, sample_rate_hz or modality.rate.sample_rate_hz), ".wav"
     elif modality is Modality.IMAGE:
-        data, suffix = png_bytes(medium), ".png"  # pyright: ignore[reportArgumentType]
+        data, suffix = png_bytes(cast(Picture, medium)), ".png"
     else:
         raise ValueError(f"expected a picture or a sound, found {modality}")
     path = folder / f"{name if is_safe_name(name) else safe_name(name)}{suffix}"

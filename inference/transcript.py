@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import cast
 
 from inference.chat_files import Said
 from inference.chat_history import ChatForm
@@ -19,7 +20,7 @@ from inference.chat_messages import TextDelta
 from inference.chat_reading import ClosedMedium, read_ids
 from inference.chat_session import ChatSession
 from inference.runtime import Runtime
-from pipeline.tokenizers.base import Medium
+from pipeline.tokenizers.base import Medium, Picture
 from shards.errors import AnyGPTError
 from shards.media_files import data_uri, png_bytes, wav_bytes
 from shards.modality import Modality
@@ -134,7 +135,7 @@ def _media_type(data: bytes) -> str | None:
 def _decoded_uri(modality: Modality, medium: Medium, runtime: Runtime) -> str:
     if modality.is_sound:
         return data_uri(wav_bytes(medium, runtime.sample_rate_hz(modality)), "audio/wav")
-    return data_uri(png_bytes(medium), "image/png")  # pyright: ignore[reportArgumentType]
+    return data_uri(png_bytes(cast(Picture, medium)), "image/png")
 
 
 def _parts_html(parts: Iterable[TextDelta | ShownMedium]) -> Iterator[str]:

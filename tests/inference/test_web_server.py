@@ -177,7 +177,7 @@ def iter_of(*events: Any) -> Iterator[Any]:
 
 
 def test_the_session_silent_longest_is_let_go_with_its_folder_but_never_one_that_waits(tmp_path):
-    store = SessionStore(tmp_path, lambda folder: None, most=2)  # pyright: ignore[reportArgumentType]
+    store = SessionStore(tmp_path, lambda folder: None, most=2)
     first, second = store.open(), store.open()
     assert store.find(first.token) is first
     third = store.open()
@@ -192,7 +192,7 @@ def test_the_session_silent_longest_is_let_go_with_its_folder_but_never_one_that
 
 
 def test_a_file_from_elsewhere_is_copied_before_it_is_served(tmp_path):
-    session = SessionStore(tmp_path / "sessions", lambda folder: None, most=1).open()  # pyright: ignore[reportArgumentType]
+    session = SessionStore(tmp_path / "sessions", lambda folder: None, most=1).open()
     (tmp_path / "a.png").write_bytes(b"x")
     (session.folder / "b.png").write_bytes(b"y")
     names = [session.publish(tmp_path / "a.png"), session.publish(session.folder / "b.png")]

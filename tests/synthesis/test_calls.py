@@ -84,7 +84,7 @@ def ask(server: _Server, folder: Path, *requests: Request, **changes: object) ->
     config = LlmConfig(
         kind="endpoint",
         base_url=f"http://127.0.0.1:{server.server_port}/v1",
-        **{"timeout_s": 5.0, "max_tries": 3, "backoff_s": 0.01, **changes},  # type: ignore[arg-type]
+        **{"timeout_s": 5.0, "max_tries": 3, "backoff_s": 0.01, **changes},
     )
 
     async def run() -> list[Answer | BaseException]:

@@ -43,7 +43,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_corpus(root: Path, *, speech: str = "both") -> list[Any]:
-    options = anyinstruct.Options(speech=speech)  # type: ignore[arg-type]
+    options = anyinstruct.Options(speech=speech)
     return [one for source in anyinstruct.sources(root, options) for one in anyinstruct.read(root, source, options)]
 
 

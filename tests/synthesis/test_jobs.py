@@ -46,7 +46,7 @@ def run(config: TextConfig, keeper: CallKeeper, *, at_once: int = 4, retry: bool
         return {stage: jobs.run_stage(config, stage, units, retry=retry) for stage in jobs.STAGES}
     finally:
         loop.close()
-        keeper.store.close()  # type: ignore[attr-defined]
+        keeper.store.close()
 
 
 def files(config: TextConfig) -> dict[str, str]:

@@ -145,10 +145,10 @@ def test_39_voices_sound_like_39() -> None:
 @given(st.text(max_size=9), st.sampled_from(["user", "assistant"]), st.integers(0, 5))
 def test_a_speaker_is_one_of_the_voices_at_one_of_the_speeds(dialogue_id: str, role: str, seed: int) -> None:
     given_ = {"slowest": 0.9, "fastest": 1.1, "seed": seed, "dialogue_id": dialogue_id, "role": role}
-    speaker = choose_speaker(("a", "b"), **given_)  # type: ignore[arg-type]
+    speaker = choose_speaker(("a", "b"), **given_)
     assert speaker.voice in ("a", "b")
     assert 0.9 <= speaker.speed <= 1.1
-    assert speaker == choose_speaker(("a", "b"), **given_)  # type: ignore[arg-type]
+    assert speaker == choose_speaker(("a", "b"), **given_)
 
 
 def test_voices_a_plug_does_not_have_are_a_wrong_config() -> None:

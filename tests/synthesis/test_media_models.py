@@ -38,7 +38,7 @@ def test_a_pipeline_of_diffusers_paints_each_request_by_its_own_seed(diffusion: 
     assert all(isinstance(made, np.ndarray) and made.shape == (224, 224, 3) for made in found.values())
     assert not np.array_equal(found[7], found[8])
     ((_, alone),) = DiffusionPlug(config).make([PICTURE])
-    assert np.abs(alone.astype(int) - found[7].astype(int)).max() <= 1  # type: ignore[union-attr,operator]
+    assert np.abs(alone.astype(int) - found[7].astype(int)).max() <= 1
 
 
 def test_musicgen_plays_as_long_as_was_asked_and_the_same_again(musicgen: Path) -> None:

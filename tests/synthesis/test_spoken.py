@@ -160,7 +160,7 @@ def test_instructions_become_a_corpus_that_the_reader_reads(tmp_path: Path) -> N
     (source,) = anyinstruct.sources(tmp_path / "corpus", options)
     samples = list(anyinstruct.read(tmp_path / "corpus", source, options))
     assert all(isinstance(sample, RawSample) for sample in samples)
-    spoken = [sum(isinstance(part, RawMedia) for part in sample.segments) for sample in samples]  # type: ignore[union-attr]
+    spoken = [sum(isinstance(part, RawMedia) for part in sample.segments) for sample in samples]
     assert spoken == [2, 2, 2, 6]
     card = json.loads((tmp_path / "corpus" / "data_card.json").read_text(encoding="utf-8"))
     assert card["modality_combinations"] == {"text+speech": 4}
