@@ -15,13 +15,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from configs.load import Config
+from evaluation.heldout_config import HeldoutConfig, TaskConfig
 from evaluation.judges import MusicJudge, PictureJudge, share_right, words_right
 from inference.generation import Request, generate
 from inference.grammar import AnswerGrammar, LengthBudget
@@ -37,26 +35,6 @@ from shards.sample_reader import read_samples
 from shards.vocabulary import Codes, Modality
 
 SPEECH_SLACK = 1.5  # generated speech may last this much longer than the truth
-
-
-class TaskConfig(Config):
-    """Where the held-out samples of one modality are, and how many of them to ask."""
-
-    dataset: Path
-    limit: int = Field(default=64, ge=1)
-
-
-class HeldoutConfig(Config):
-    """What the evaluation asks, and how answers are drawn."""
-
-    image: TaskConfig | None = None
-    speech: TaskConfig | None = None
-    music: TaskConfig | None = None
-    dialogues: TaskConfig | None = None
-    sampling: dict[Modality, SamplingConfig] = Field(default_factory=dict[Modality, SamplingConfig])
-    text_budget: int = Field(default=48, ge=1)
-    """Most ids of a written answer."""
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,22 +11,23 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.load import Config
-from evaluation.dialogues import examine_dialogues
-from evaluation.heldout import Examiner, HeldoutConfig, TaskResult, examine_media, held_out
-from evaluation.page import write_page
+from evaluation.heldout_config import HeldoutConfig
 from evaluation.route import StageFigures, read_figures
-from inference.model import load_model
 from pipeline.templates import load_templates
 from pipeline.tokenizers.base import MediaDetokenizer
 from pipeline.tokenizers.codecs import served_modalities
 from pipeline.tokenizers.compact import load_codec
 from shards.errors import AnyGPTError, DatasetError
-from shards.manifest import fingerprint
+from shards.manifest import fingerprint, read_manifest
+from shards.tokenizer_files import folder_fingerprint
 from shards.vocabulary import Modality
 from shards.writer import commit_bytes, file_sha256
+
+if TYPE_CHECKING:
+    from evaluation.heldout import TaskResult
 
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
@@ -66,18 +67,31 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     started = time.monotonic()
     curves = read_curves(config.run / "metrics.jsonl")
     detokenizers = _detokenizers(config.codecs)
+    results = _examine(config, detokenizers)
+    report = {"key": key, **_figures(config, curves, results)}
+    # Its own time up to here; what is left is writing two files.
+    report["seconds"]["report"] = round(time.monotonic() - started, 1)
+    from evaluation.page import write_page  # as in _examine
+
+    page = write_page(config.title, report, curves, results, detokenizers)
+    commit_bytes(config.run / PAGE_NAME, page.encode())
+    commit_bytes(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
+    return report
+
+
+def _examine(config: ReportConfig, detokenizers: Mapping[Modality, MediaDetokenizer]) -> list[TaskResult]:
+    """Every task that the config names, put to the model of the run."""
+    # Seconds of imports, which a report that is there should not have to wait for.
+    from evaluation.dialogues import examine_dialogues
+    from evaluation.heldout import Examiner, examine_media, held_out
+    from inference.model import load_model
+
     loaded = load_model(config.run / "checkpoints" / "final", text_tokenizer=config.text_tokenizer)
     examiner = Examiner(loaded, load_templates(config.templates), detokenizers, config.heldout)
     results = examine_media(examiner)
     if config.heldout.dialogues:
         results.append(examine_dialogues(examiner, held_out(config.heldout.dialogues)))
-    report = {"key": key, **_figures(config, curves, results)}
-    # Its own time up to here; what is left is writing two files.
-    report["seconds"]["report"] = round(time.monotonic() - started, 1)
-    page = write_page(config.title, report, curves, results, detokenizers)
-    commit_bytes(config.run / PAGE_NAME, page.encode())
-    commit_bytes(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
-    return report
+    return results
 
 
 def format_report(report: Mapping[str, Any], run: Path) -> str:
@@ -191,6 +205,8 @@ def _key(config: ReportConfig) -> str:
         "version": REPORT_VERSION,
         "files": [file_sha256(path) for path in used],
         "heldout": config.heldout.model_dump(mode="json"),
+        "asked": [[shard.sha256 for shard in read_manifest(task.dataset).shards] for task in config.heldout.tasks()],
+        "text_tokenizer": folder_fingerprint(config.text_tokenizer),
         "templates": load_templates(config.templates).fingerprint,
         "title": config.title,
     }

@@ -16,11 +16,9 @@ import hashlib
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-import torchaudio.transforms
 from pydantic import Field
 
 from configs.load import Config
@@ -28,6 +26,9 @@ from pipeline.samples import RawMedia
 from pipeline.sound_files import Channels, Reader, read_channels
 from pipeline.tokenizers.base import Wave
 from shards.errors import SampleError
+
+if TYPE_CHECKING:
+    import torchaudio.transforms
 
 RESAMPLER = "torchaudio.functional.resample sinc_interp_hann width 6 rolloff 0.99"
 SILENCE_PEAK = 10 ** (-60 / 20)
@@ -140,6 +141,9 @@ def to_mono(channels: Channels, rate: int, config: SoundConfig) -> Wave:
         (samples * sample_rate_hz / rate, rounded up,) float32.
     """
     kept = channels[:, :1] if config.channel == "first" else channels
+    # Seconds of imports, which a command with nothing to do should not have to wait for.
+    import torch
+
     wave = torch.from_numpy(kept.T)
     if rate != config.sample_rate_hz:
         _check_rate(rate, config.sample_rate_hz)
@@ -195,6 +199,9 @@ def _read_recording(path: Path, *, channel: str, reader: Reader, max_s: float) -
 @functools.lru_cache(maxsize=32)
 def _resampler(rate: int, target: int) -> torchaudio.transforms.Resample:
     """Torchaudio's own filter, kept: the function makes it anew for every sound. In float32, as the function has it."""
+    import torch
+    import torchaudio.transforms
+
     return torchaudio.transforms.Resample(rate, target, dtype=torch.float32)
 
 

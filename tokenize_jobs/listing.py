@@ -53,8 +53,9 @@ def _read(config: CorpusConfig) -> list[Source] | None:
     if not path.is_file():
         return None
     try:
+        # ParquetFile, for pq.read_table imports pandas.
         with path.open("rb") as file:
-            table = pq.read_table(file)
+            table = pq.ParquetFile(file).read()
     except (OSError, pa.ArrowInvalid):
         return None  # it is only a shortcut
     rows = zip(*(table[name].to_pylist() for name in ("name", "num_items", "part")), strict=True)

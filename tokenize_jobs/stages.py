@@ -12,6 +12,7 @@ import functools
 import os
 import pickle
 import platform
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +20,6 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
-
-import torch
 
 from pipeline.corpus import load_corpus
 from pipeline.filters.apply import filter_decoded, filter_raw
@@ -87,7 +86,7 @@ def decode_row(row: Row, tasks: Sequence[Task]) -> Row:
     A unit that a lost worker had committed already goes on without one: its entry is all that is missing from the row.
     """
     started = time.monotonic()
-    torch.set_num_threads(1)
+    use_one_thread()
     task = tasks[int(row["task"])]
     unit = task.units.from_row(row)
     done = not (task.redo or row["again"]) and read_entry(task.config.output, unit.number) is not None
@@ -107,8 +106,7 @@ class EncodeRow:
         self._tasks = list(tasks)
         self._encoding = threading.Lock()
         self._idle_since = time.monotonic()
-        # Sums of floats depend on how many threads share them; codes must not.
-        torch.set_num_threads(1)
+        use_one_thread()
 
     def __call__(self, row: Row) -> Row:
         """Encode and commit one unit, unless decoding it failed or it is done."""
@@ -235,9 +233,21 @@ def commit_unit(task: Task, unit: Unit, encoded: Sequence[Encoded]) -> Entry:
     return entry
 
 
-@functools.lru_cache(maxsize=1)
+def use_one_thread() -> None:
+    """Sums of floats depend on how many threads share them; codes must not.
+
+    Torch takes seconds to import, and not every unit needs it: where it is not there yet, it is told for when it comes.
+    """
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+    else:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+
 def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    """What encoded: the GPU that torch has, or ``cpu``; also where torch was not needed."""
+    torch = sys.modules.get("torch")
+    return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 def _commit_shard(path: Path, output: Path, samples: Sequence[TokenizedSample], writer: str) -> ShardEntry:

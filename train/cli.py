@@ -73,7 +73,7 @@ def _one_run(args: argparse.Namespace) -> int:
         else:
             run(plan, print, limit=args.limit)
     finally:
-        leave()
+        _leave()
     return 0
 
 
@@ -101,8 +101,14 @@ def _curriculum(args: argparse.Namespace) -> int:
     try:
         run_stages(stages, print, limit=args.limit, only_look=args.preflight)
     finally:
-        leave()
+        _leave()
     return 0
+
+
+def _leave() -> None:
+    """Leave the other processes; a command that found nothing to do has not met them, and need not import torch."""
+    if "train.processes" in sys.modules:
+        leave()
 
 
 def _dry_run(config: TrainConfig, args: argparse.Namespace, *, where: Path) -> str:

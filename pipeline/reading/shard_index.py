@@ -1,21 +1,21 @@
 """What is in a WebDataset shard: samples by key, and where their members lie. Nothing is ever extracted to disk.
 
-Names are split into key and extension by ``webdataset`` itself, and on a clean shard the samples are exactly those that
-``webdataset.WebDataset`` yields (a test compares them). Its own iteration reads members in a stream, and so must give up
-on what real shards hold: it splits samples whose members are interleaved, and stops at a key that comes twice. Reading
-the headers first costs a few milliseconds per thousand samples, repairs both, and lets a unit begin in mid-shard.
+Names are split into key and extension as ``webdataset`` splits them, and on a clean shard the samples are exactly those
+that ``webdataset.WebDataset`` yields (tests compare both; the package itself would import torch). Its own iteration reads
+members in a stream, and so must give up on what real shards hold: it splits samples whose members are interleaved, and
+stops at a key that comes twice. Reading the headers first costs a few milliseconds per thousand samples, repairs both,
+and lets a unit begin in mid-shard.
 """
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from webdataset.tariterators import base_plus_ext
 
 from pipeline.reading.files import is_inside
 from pipeline.reading.tar_header import PlainFileInfo
@@ -27,6 +27,7 @@ MAX_MEMBER_BYTES = 64 << 20
 _DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, ValueError)
 # WebDataset keeps these names for itself.
 _META = "__"
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 
 
 @dataclass(slots=True)
@@ -90,6 +91,12 @@ def index_shard(archive: tarfile.TarFile) -> list[ShardEntry]:
     return entries
 
 
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member, cut at the first dot behind the folders; None where there is none to cut at."""
+    match = _NAME.match(name)
+    return (match[1], match[2]) if match else None
+
+
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     """The bytes of one member.
 
@@ -112,9 +119,10 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def _file(member: tarfile.TarInfo, entries: list[ShardEntry], latest: dict[str, ShardEntry]) -> ShardEntry | None:
     """Put a member where it belongs; returns its entry, or None if it is no input."""
-    key, extension = base_plus_ext(member.name)
-    if key is None or extension is None or member.isdir() or key.rpartition("/")[2].startswith(_META):
+    name = split_name(member.name)
+    if name is None or member.isdir() or name[0].rpartition("/")[2].startswith(_META):
         return None
+    key, extension = name
     entry = latest.get(key)
     if entry is None or extension in entry.members:
         problem = "" if entry is None else "duplicate_key"

@@ -24,16 +24,19 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field
 
 from configs.load import Config, load_config, validate
 from pipeline.tokenizers import compact
 from pipeline.tokenizers.base import MediaDetokenizer, MediaTokenizer
-from pipeline.tokenizers.weights import CodecOptions
 from shards.errors import ConfigError
 from shards.vocabulary import Modality
+
+if TYPE_CHECKING:
+    # Imports torch, which the compact family does without.
+    from pipeline.tokenizers.weights import CodecOptions
 
 _PACKAGE = "pipeline.tokenizers"
 _MARK = re.compile(r"^class Options\(\w*CodecOptions\)", re.MULTILINE)
@@ -115,7 +118,7 @@ def read_codec_config(path: Path, overrides: tuple[str, ...] = ()) -> tuple[Modu
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise ConfigError(f"{path}: codec = {config.codec!r}: expected a codec of published weights; {hint}")
     module = import_module(f"{_PACKAGE}.{config.codec}")
-    kind = cast(type[CodecOptions], module.Options)
+    kind = cast("type[CodecOptions]", module.Options)
     return module, validate(config.options, kind, where=f"{path}: options")
 
 

@@ -11,9 +11,6 @@ from collections.abc import Callable
 
 from configs.load import load_config
 from pipeline.corpus import CorpusConfig
-from pipeline.sample_corpora.build import build, plan_build
-from pipeline.sample_corpora.config import SampleCorporaConfig
-from pipeline.tokenizers.fit import FitConfig, plan_fit, run_fit
 
 
 def ensure_codecs(config: CorpusConfig, *, say: Callable[[str], None]) -> bool:
@@ -31,11 +28,17 @@ def ensure_codecs(config: CorpusConfig, *, say: Callable[[str], None]) -> bool:
     missing = {path for path in config.tokenizers.values() if not path.is_file()}
     if not missing or config.fit is None:
         return False
+    # Seconds of imports, which a corpus that has its codecs should not have to wait for.
+    from pipeline.tokenizers.fit import FitConfig, plan_fit, run_fit
+
     fit = load_config(config.fit, FitConfig)
     if fit.output not in missing:
         return False
     say(f"{fit.output} is not there yet; fitting it as {config.fit} says")
     if fit.sample_corpora is not None:
+        from pipeline.sample_corpora.build import build, plan_build
+        from pipeline.sample_corpora.config import SampleCorporaConfig
+
         plan = plan_build(load_config(fit.sample_corpora, SampleCorporaConfig), limit=None)
         build(plan, show_progress=False)
     run_fit(plan_fit(fit), say=say)

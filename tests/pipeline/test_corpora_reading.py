@@ -20,7 +20,7 @@ from pipeline.reading.files import is_inside, read_media
 from pipeline.reading.json_array import iter_array, read_element, recover_cut_object
 from pipeline.reading.lines import iter_lines, json_record
 from pipeline.reading.outcomes import number
-from pipeline.reading.shard_index import open_shard, read_member
+from pipeline.reading.shard_index import open_shard, read_member, split_name
 from pipeline.reading.text import clean_text
 from shards.errors import SampleError
 from tests.fixtures.miniature_corpora import write_tar
@@ -186,6 +186,11 @@ def test_a_clean_shard_is_grouped_as_webdataset_groups_it(folder: Path, groups: 
         assert archive is not None
         ours = [{ext: read_member(archive, member) for ext, member in entry.members.items()} for entry in entries]
     assert ours == theirs
+
+
+@given(st.text("ab./_\n", max_size=12) | st.text(max_size=12))
+def test_names_are_split_as_webdataset_splits_them(name: str):
+    assert (split_name(name) or (None, None)) == webdataset.tariterators.base_plus_ext(name)
 
 
 @given(st.permutations([(key, ext) for key in "abc" for ext in ("jpg", "txt")]))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.filters.apply import filter_decoded, filter_raw, measure
 from pipeline.filters.config import FilterConfig, filter_facts
+from pipeline.filters.rules.language_foreign import LONG_KNOWN
 from pipeline.samples import Filtered, RawMedia, RawSample, RawText, Reject
 from pipeline.tokenization import Clip, DecodedMedia, DecodedSample
 from shards.errors import ConfigError
@@ -225,3 +226,9 @@ def test_the_worst_of_several_media_counts():
     quiet, loud = played(0.9), played(0.1)
     both = DecodedSample("c/1", "c", "train", (*loud.segments, *quiet.segments), WHERE)
     assert reason(next(iter(filter_decoded([both], FilterConfig(max_head_silence_s=0.5))))) == "music_head_silent"
+
+
+def test_the_languages_that_need_no_loading_are_known_to_py3langid():
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    assert set(LanguageIdentifier.from_model_file(MODEL_FILE).labels) >= LONG_KNOWN

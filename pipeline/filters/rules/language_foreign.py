@@ -9,12 +9,22 @@ Source: py3langid, after Lui and Baldwin 2012; 140 languages, its model comes wi
 from __future__ import annotations
 
 import functools
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import Field, field_validator
 
 from pipeline.filters.view import RuleConfig, View
 from shards.errors import ConfigError
+
+_MISSING = "filters.languages: expected the package py3langid, found none; pip install py3langid, or leave the key out"
+_CODES = (
+    "af am an ar as az be bg bn br bs ca cs cy da de dz el en eo es et eu fa fi fo fr ga gl gu he hi hr ht hu hy id is it "
+    "ja jv ka kk km kn ko ku ky la lb lo lt lv mg mk ml mn mr ms mt ne nl nn no oc or pa pl ps pt qu ro ru rw se si sk sl "
+    "sq sr sv sw ta te th tl tr ug uk ur vi vo wa xh zh zu"
+)
+LONG_KNOWN = frozenset(_CODES.split())
+"""Languages that every release has told apart: a config that names these is checked without the second of loading."""
 
 
 class Keys(RuleConfig):
@@ -30,7 +40,10 @@ class Keys(RuleConfig):
     def _known(cls, languages: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if languages is None:
             return None
-        unknown = sorted(set(languages) - set(_identifier().labels))
+        if find_spec("py3langid") is None:
+            raise ConfigError(_MISSING)
+        named = set(languages)
+        unknown = sorted(named - set(_identifier().labels)) if named - LONG_KNOWN else []
         if not languages or unknown:
             raise ValueError(
                 f"expected codes of languages that py3langid knows, such as 'en', found {unknown or 'none at all'}"
@@ -61,7 +74,5 @@ def _identifier() -> Any:
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
-        raise ConfigError(
-            "filters.languages: expected the package py3langid, found none; pip install py3langid, or leave the key out"
-        ) from error
+        raise ConfigError(_MISSING) from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
