@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from configs.load import Config
 from synthesis.media_config import CorpusMediaConfig
@@ -22,6 +22,17 @@ class Requirement(StrEnum):
     USER_SHARES_MUSIC = "user_shares_music"
     ASKS_FOR_MUSIC = "asks_for_music"
     ASKS_FOR_IMAGE = "asks_for_image"
+
+
+class RulesModel(StrEnum):
+    """The manners of the offline writer."""
+
+    PLAIN = "rules-1"
+    """Whole sentences about a topic, every attribute named."""
+    BRIEF = "brief-1"
+    """Requests of a few words, for a small model."""
+    BRIEF_HELD_OUT = "brief-1-heldout"
+    """The same about compositions that the others never show, for its evaluation."""
 
 
 class PriceConfig(Config):
@@ -38,7 +49,8 @@ class LlmConfig(Config):
     """Who writes: any endpoint that speaks OpenAI's protocol, or rules of our own."""
 
     kind: Literal["rules", "endpoint"] = "rules"
-    model: str = "rules-1"
+    model: str = RulesModel.PLAIN
+    """An endpoint's name of it; for the rules, one of :class:`RulesModel`."""
     base_url: str = ""
     """Of the endpoint, e.g. ``http://localhost:8000/v1``; empty: the client's own default."""
     api_key_variable: str = "OPENAI_API_KEY"
@@ -60,6 +72,12 @@ class LlmConfig(Config):
     tokens_per_minute: float | None = Field(default=None, gt=0)
     """Of prompt and longest answer together, as endpoints count them; None: no limit."""
     price: PriceConfig = PriceConfig()
+
+    @model_validator(mode="after")
+    def _manner_is_known(self) -> LlmConfig:
+        if self.kind == "rules" and self.model not in set(RulesModel):
+            raise ValueError(f"model: expected one of {', '.join(RulesModel)} of the rules, found {self.model!r}")
+        return self
 
 
 class TopicsConfig(Config):

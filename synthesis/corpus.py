@@ -67,8 +67,9 @@ def plan_dialogue(dialogue: Dialogue, config: CorpusMediaConfig) -> PlannedDialo
     if len(roles) < 2 or len(roles) % 2 or roles != [USER, ASSISTANT] * (len(roles) // 2):
         raise SampleError("turns_out_of_order", f"expected user and assistant in turn, found {roles}")
     is_spoken = generator(config.seed, "spoken", dialogue.dialogue_id).random() < config.spoken_share
-    spoken = (2 * config.spoken_rounds or len(roles)) if is_spoken else 0
-    turns = [_planned(dialogue, nth, config, is_spoken=nth < spoken) for nth in range(len(roles))]
+    spoken = (config.spoken_rounds or len(roles) // 2) if is_spoken else 0
+    said = [nth < spoken and _is_brief(dialogue, nth, config.max_spoken_words) for nth in range(len(roles) // 2)]
+    turns = [_planned(dialogue, nth, config, is_spoken=said[nth // 2]) for nth in range(len(roles))]
     return PlannedDialogue(dialogue, tuple(turns))
 
 
@@ -83,6 +84,12 @@ def dialogue_record(planned: PlannedDialogue, made: Mapping[str, MadeMedium]) ->
         "requirement": dialogue.requirement,
         "chat": [_message(turn, made) for turn in planned.turns],
     }
+
+
+def _is_brief(dialogue: Dialogue, round_number: int, most: int) -> bool:
+    """Whether both turns of a round are short enough to be said."""
+    turns = dialogue.turns[2 * round_number : 2 * round_number + 2]
+    return not most or all(len(spoken_words(turn.text).split()) <= most for turn in turns)
 
 
 def _planned(dialogue: Dialogue, nth: int, config: CorpusMediaConfig, *, is_spoken: bool) -> PlannedTurn:

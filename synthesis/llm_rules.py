@@ -1,8 +1,10 @@
 """A writer without a network: rules that answer our own prompts, for tests and for ``make sft`` on any machine.
 
-An answer is a function of the request alone. Pictures and music are those that the sample-corpora renderers can make, in
-their own words (:mod:`pipeline.sample_corpora.pictures`, :mod:`~pipeline.sample_corpora.music`), and never of a composition
-that is kept for evaluation. What is said about them is true, so that a model that learns from it can be scored.
+An answer is a function of the request alone, of which the model's name is a part: it says in which manner dialogues are
+written. Pictures and music are those that the sample-corpora renderers can make, in their own words
+(:mod:`pipeline.sample_corpora.pictures`, :mod:`~pipeline.sample_corpora.music`); compositions that are kept for evaluation
+come only from the model that is named after them. What is said about them is true, so that a model that learns from it can
+be scored.
 
 Topics are a frame, a thing and an occasion; any two of one meta-topic differ in two of the three.
 """
@@ -15,7 +17,8 @@ from pathlib import Path
 
 from pipeline.sample_corpora.draws import generator, pick, stable_int
 from synthesis.calls import Answer, Request
-from synthesis.config import Requirement, TextConfig
+from synthesis.config import Requirement, RulesModel, TextConfig
+from synthesis.llm_rules_brief import write_brief_dialogue
 from synthesis.llm_rules_dialogues import write_dialogue
 from synthesis.prompts import REQUIREMENT_TEXTS, read_numbered
 from synthesis.topics import read_lines
@@ -170,9 +173,11 @@ def _scenarios(request: Request, known: dict[str, tuple[str, ...]]) -> str:
 
 def _dialogue(request: Request, known: dict[str, tuple[str, ...]]) -> str:
     _, _, task = request.messages[-1].content.rpartition("\nNow the next one.")
-    topic = _line(task, "Topic")
-    named = _all_things(tuple(known.values())).search(topic)
     rng = generator(request.seed, "dialogue", _line(task, "Scene"))
+    if request.model != RulesModel.PLAIN:
+        held_out = request.model == RulesModel.BRIEF_HELD_OUT
+        return write_brief_dialogue(rng, _requirement(task), held_out=held_out)
+    named = _all_things(tuple(known.values())).search(_line(task, "Topic"))
     return write_dialogue(rng, _requirement(task), named[0] if named else "")
 
 

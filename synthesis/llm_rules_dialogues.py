@@ -7,22 +7,16 @@ shape <-> instrument, colour <-> key, background <-> tempo, position <-> pattern
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import numpy as np
 
 from pipeline.sample_corpora import music, pictures
 from pipeline.sample_corpora.draws import pick
 from pipeline.sample_corpora.music import MusicAttributes
-from pipeline.sample_corpora.pictures import PLACES, PictureAttributes, with_article
+from pipeline.sample_corpora.pictures import PictureAttributes
 from synthesis.config import Requirement
+from synthesis.llm_rules_talk import Manner, Round, Talk, hold
 
-MOST_IMAGES, MOST_MUSIC = 2, 1
-_THREE_ROUNDS_SHARE = 0.4
 _CROSSING_SHARE = 0.25
-_THING_SHARE = 0.5
 
 _INSTRUMENT_OF: dict[str, str] = dict(
     zip(pictures.SHAPES, ("flute", "organ", "bell", "bell", "guitar", "guitar"), strict=True)
@@ -114,40 +108,6 @@ _SEEN = ("I see {a_colour} {shape} {place} on {background}, so I play this.",)
 _TO_PICTURE = ("Which picture would fit this music?", "Can you turn this music into a picture?")
 _LISTENED = ("I hear {tempo} {instrument} music, {a_pattern} in {key}, so I draw.",)
 
-Shown = PictureAttributes | MusicAttributes
-
-
-@dataclass(slots=True)
-class _Talk:
-    """A dialogue in the making."""
-
-    rng: np.random.Generator
-    thing: str
-    lines: list[str] = field(default_factory=list[str])
-    images: int = 0
-    music: int = 0
-    last: Shown | None = None
-
-    def say(self, speaker: str, wording: str, about: Shown, shown: Shown | None = None) -> None:
-        """A line; ``shown`` is put at its end."""
-        text = f"{speaker}: {_fill(wording, about, self.thing)}"
-        self.lines.append(f"{text} {self._shown(shown)}" if shown is not None else text)
-
-    def ask(
-        self, wordings: tuple[str, ...], for_thing: tuple[str, ...], about: Shown, shown: Shown | None = None
-    ) -> None:
-        """A line of the user, which may say what it is for."""
-        mentions = self.thing and for_thing and self.rng.random() < _THING_SHARE
-        self.say("User", pick(self.rng, for_thing if mentions else wordings), about, shown)
-
-    def _shown(self, shown: Shown) -> str:
-        self.last = shown
-        if isinstance(shown, PictureAttributes):
-            self.images += 1
-            return f"[image: {pictures.describe(shown, int(self.rng.integers(len(pictures.SENTENCE_TEMPLATES))))}]"
-        self.music += 1
-        return f"[music: {music.describe(shown, int(self.rng.integers(len(music.TEMPLATES))))}]"
-
 
 def write_dialogue(rng: np.random.Generator, requirement: Requirement, thing: str) -> str:
     """Two or three rounds that keep every rule and meet the requirement.
@@ -155,19 +115,8 @@ def write_dialogue(rng: np.random.Generator, requirement: Requirement, thing: st
     Args:
         thing: what the talk is about, in a word or two; left away where it has a word of the renderers' own.
     """
-    talk = _Talk(rng, "" if pictures.parse_caption(thing) or music.parse_caption(thing) else thing)
-    rounds = 3 if rng.random() < _THREE_ROUNDS_SHARE else 2
-    place = int(rng.integers(rounds - 1))
-    plain, crossing = _WANTED[requirement]
-    wanted = crossing if rng.random() < _CROSSING_SHARE else plain
-    images, pieces = _COSTS[wanted]
-    for number in range(rounds):
-        if number == place:
-            wanted(talk)
-            images = pieces = 0
-        else:
-            pick(rng, _possible(talk, MOST_IMAGES - images, MOST_MUSIC - pieces))(talk)
-    return "\n".join(talk.lines)
+    thing = "" if pictures.parse_caption(thing) or music.parse_caption(thing) else thing
+    return hold(Talk(rng, thing), requirement, _MANNER)
 
 
 def music_of(picture: PictureAttributes) -> MusicAttributes:
@@ -185,101 +134,84 @@ def pictures_of(piece: MusicAttributes) -> tuple[PictureAttributes, ...]:
     return tuple(one for one in pictures.all_attributes(held_out=False) if music_of(one) == piece)
 
 
-def _possible(talk: _Talk, most_images: int, most_music: int) -> list[Callable[[_Talk], None]]:
-    """What the next round may be, within what is left for it."""
-    found: list[Callable[[_Talk], None]] = []
-    if talk.images < most_images:
+def _possible(talk: Talk, images: int, pieces: int) -> list[Round]:
+    found: list[Round] = []
+    if images > 0:
         found += [_draw, _describe]
         if isinstance(talk.last, PictureAttributes):
             found += [_change, _change]
-    if talk.music < most_music:
+    if pieces > 0:
         found += [_play, _listen]
     if talk.last is not None or not found:
         found += [_about_last]
     return found
 
 
-def _draw(talk: _Talk) -> None:
-    shown = pick(talk.rng, pictures.all_attributes(held_out=False))
+def _draw(talk: Talk) -> None:
+    shown = talk.picture()
     talk.ask(_DRAW, _DRAW_FOR, shown)
     talk.say("AnyGPT", pick(talk.rng, _DRAWN), shown, shown)
 
 
-def _change(talk: _Talk) -> None:
-    """Another colour, place or background, on the same side of the held-out line."""
-    before = talk.last
-    assert isinstance(before, PictureAttributes)
-    words = {"colour": pictures.COLOURS, "position": pictures.POSITIONS, "background": pictures.BACKGROUNDS}
-    changes = [
-        (name, changed)
-        for name, values in words.items()
-        for changed in (dataclasses.replace(before, **{name: value}) for value in values)
-        if changed != before and not changed.held_out
-    ]
-    name, changed = pick(talk.rng, changes)
+def _change(talk: Talk) -> None:
+    name, changed = talk.changed()
     talk.ask(_CHANGE[name], (), changed)
     talk.say("AnyGPT", pick(talk.rng, _CHANGED), changed, changed)
 
 
-def _describe(talk: _Talk) -> None:
-    shown = pick(talk.rng, pictures.all_attributes(held_out=False))
+def _describe(talk: Talk) -> None:
+    shown = talk.picture()
     talk.ask(_DESCRIBE, _DESCRIBE_FOR, shown, shown)
     talk.say("AnyGPT", pick(talk.rng, _DESCRIBED), shown)
 
 
-def _play(talk: _Talk) -> None:
-    shown = pick(talk.rng, music.all_attributes(held_out=False))
+def _play(talk: Talk) -> None:
+    shown = talk.piece()
     talk.ask(_PLAY, _PLAY_FOR, shown)
     talk.say("AnyGPT", pick(talk.rng, _PLAYED), shown, shown)
 
 
-def _listen(talk: _Talk) -> None:
-    shown = pick(talk.rng, music.all_attributes(held_out=False))
+def _listen(talk: Talk) -> None:
+    shown = talk.piece()
     talk.ask(_LISTEN, _LISTEN_FOR, shown, shown)
     talk.say("AnyGPT", pick(talk.rng, _HEARD), shown)
 
 
-def _about_last(talk: _Talk) -> None:
+def _about_last(talk: Talk) -> None:
     assert talk.last is not None
     question, answer = pick(talk.rng, _ABOUT_PICTURE if isinstance(talk.last, PictureAttributes) else _ABOUT_MUSIC)
     talk.ask((question,), (), talk.last)
     talk.say("AnyGPT", answer, talk.last)
 
 
-def _to_music(talk: _Talk) -> None:
+def _to_music(talk: Talk) -> None:
     options = tuple(one for one in pictures.all_attributes(held_out=False) if not music_of(one).held_out)
     shown = pick(talk.rng, options)
     talk.ask(_TO_MUSIC, (), shown, shown)
     talk.say("AnyGPT", pick(talk.rng, _SEEN), shown, music_of(shown))
 
 
-def _to_picture(talk: _Talk) -> None:
+def _to_picture(talk: Talk) -> None:
     options = tuple(one for one in music.all_attributes(held_out=False) if pictures_of(one))
     shown = pick(talk.rng, options)
     talk.ask(_TO_PICTURE, (), shown, shown)
     talk.say("AnyGPT", pick(talk.rng, _LISTENED), shown, pick(talk.rng, pictures_of(shown)))
 
 
-def _fill(wording: str, about: Shown, thing: str) -> str:
-    words = about.as_dict()
-    with_articles = {f"a_{name}": with_article(word) for name, word in words.items()}
-    place = {"place": PLACES[words["position"]]} if "position" in words else {}
-    return wording.format(**words, **with_articles, **place, thing=thing)
-
-
-_WANTED = {
-    Requirement.USER_GIVES_IMAGE: (_describe, _to_music),
-    Requirement.USER_SHARES_MUSIC: (_listen, _to_picture),
-    Requirement.ASKS_FOR_MUSIC: (_play, _to_music),
-    Requirement.ASKS_FOR_IMAGE: (_draw, _to_picture),
-}
-"""The round that meets a requirement, and the crossing that meets it, too."""
-_COSTS: dict[Callable[[_Talk], None], tuple[int, int]] = {
-    _describe: (1, 0),
-    _draw: (1, 0),
-    _listen: (0, 1),
-    _play: (0, 1),
-    _to_music: (1, 1),
-    _to_picture: (1, 1),
-}
-"""Pictures and pieces of music that a round takes."""
+_MANNER = Manner(
+    wanted={
+        Requirement.USER_GIVES_IMAGE: ((_to_music, _CROSSING_SHARE), (_describe, 1 - _CROSSING_SHARE)),
+        Requirement.USER_SHARES_MUSIC: ((_to_picture, _CROSSING_SHARE), (_listen, 1 - _CROSSING_SHARE)),
+        Requirement.ASKS_FOR_MUSIC: ((_to_music, _CROSSING_SHARE), (_play, 1 - _CROSSING_SHARE)),
+        Requirement.ASKS_FOR_IMAGE: ((_to_picture, _CROSSING_SHARE), (_draw, 1 - _CROSSING_SHARE)),
+    },
+    costs={
+        _describe: (1, 0),
+        _draw: (1, 0),
+        _listen: (0, 1),
+        _play: (0, 1),
+        _to_music: (1, 1),
+        _to_picture: (1, 1),
+    },
+    possible=_possible,
+)

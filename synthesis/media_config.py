@@ -156,6 +156,8 @@ class CorpusMediaConfig(Config):
     """Of the dialogues, those whose words are also said; the paper has all."""
     spoken_rounds: int = Field(default=0, ge=0)
     """Of such a dialogue, the first so many rounds are spoken; 0: all."""
+    max_spoken_words: int = Field(default=0, ge=0)
+    """A round in which either side says more words than so many stays written; 0: no limit."""
     unit_dialogues: int = Field(default=50, ge=1)
     """Dialogues of one unit of work."""
     run_share: float = Field(default=0.5, gt=0, le=1)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.sample_corpora import music, speech
-from pipeline.sample_corpora.brief import draw_brief_dialogue
 from pipeline.sample_corpora.dialogues import Message, draw_dialogue
 from pipeline.sample_corpora.draws import pick
 from pipeline.sample_corpora.encoders import mp3_bytes, wav_bytes
@@ -65,10 +64,8 @@ def write(task: Task) -> list[ItemRecord]:
 
 def _dialogue(media: _Media, index: int) -> dict[str, Any]:
     rng = media.task.rng("dialogue", index)
-    wanted = media.task.config.dialogues
-    is_spoken = rng.random() < wanted.spoken_share
-    draw = draw_brief_dialogue if wanted.style == "brief" else draw_dialogue
-    rounds = draw(rng, held_out=media.task.held_out, is_spoken=is_spoken)
+    is_spoken = rng.random() < media.task.config.dialogues.spoken_share
+    rounds = draw_dialogue(rng, held_out=media.task.held_out, is_spoken=is_spoken)
     voices = [speech.voice_by_name(name) for name in media.task.config.speech.voices]
     # The assistant speaks with one voice, as in the real corpus; users have any.
     speakers = {"USER": pick(rng, voices), "AnyGPT": voices[0]}

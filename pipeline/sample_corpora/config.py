@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
@@ -64,8 +64,6 @@ class MusicConfig(Config):
 class DialoguesConfig(Config):
     """What is said in the conversations."""
 
-    style: Literal["full", "brief"] = "full"
-    """``full`` requests name every attribute, ``brief`` ones two to four of them."""
     spoken_share: float = Field(default=0.25, ge=0, le=1)
     """Dialogues whose first round is spoken."""
 

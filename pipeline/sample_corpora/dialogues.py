@@ -79,7 +79,7 @@ def draw_dialogue(rng: np.random.Generator, *, held_out: bool, is_spoken: bool) 
     while len(rounds) < num_rounds:
         previous = rounds[-1].answer.shown if rounds else None
         if isinstance(previous, PictureAttributes) and rng.random() < 0.4:
-            rounds.append(change_round(rng, previous))
+            rounds.append(_change(rng, previous))
         else:
             start = pick(rng, (_draw, _draw, _describe, _describe, _play, _listen))
             rounds.append(start(rng, held_out))
@@ -90,10 +90,10 @@ def _draw(rng: np.random.Generator, held_out: bool, *, is_spoken: bool = False) 
     attributes = pick(rng, pictures.all_attributes(held_out=held_out))
     request = _SPOKEN_REQUEST if is_spoken else pick(rng, _DRAW_REQUESTS)
     answer = "Here it is." if is_spoken else pick(rng, _DRAW_ANSWERS)
-    return Round("draw", Message(fill(request, attributes)), show(rng, fill(answer, attributes), attributes))
+    return Round("draw", Message(_fill(request, attributes)), _show(rng, _fill(answer, attributes), attributes))
 
 
-def change_round(rng: np.random.Generator, previous: PictureAttributes) -> Round:
+def _change(rng: np.random.Generator, previous: PictureAttributes) -> Round:
     """Another colour, place or background for the picture just drawn, on the same side of the held-out line."""
     candidates = [
         (attribute, changed)
@@ -102,36 +102,36 @@ def change_round(rng: np.random.Generator, previous: PictureAttributes) -> Round
         if changed != previous and changed.held_out == previous.held_out
     ]
     attribute, changed = pick(rng, candidates)
-    request = fill(pick(rng, _CHANGES[attribute]), changed)
-    return Round("change", Message(request), show(rng, pick(rng, _CHANGE_ANSWERS), changed))
+    request = _fill(pick(rng, _CHANGES[attribute]), changed)
+    return Round("change", Message(request), _show(rng, pick(rng, _CHANGE_ANSWERS), changed))
 
 
 def _describe(rng: np.random.Generator, held_out: bool) -> Round:
     attributes = pick(rng, pictures.all_attributes(held_out=held_out))
-    request = show(rng, pick(rng, _DESCRIBE_REQUESTS), attributes)
+    request = _show(rng, pick(rng, _DESCRIBE_REQUESTS), attributes)
     return Round("describe", request, Message(as_sentence(sentence_caption(rng, attributes))))
 
 
 def _play(rng: np.random.Generator, held_out: bool) -> Round:
     attributes = pick(rng, music.all_attributes(held_out=held_out))
-    answer = show(rng, fill(pick(rng, _PLAY_ANSWERS), attributes), attributes)
-    return Round("play", Message(fill(pick(rng, _PLAY_REQUESTS), attributes)), answer)
+    answer = _show(rng, _fill(pick(rng, _PLAY_ANSWERS), attributes), attributes)
+    return Round("play", Message(_fill(pick(rng, _PLAY_REQUESTS), attributes)), answer)
 
 
 def _listen(rng: np.random.Generator, held_out: bool) -> Round:
     attributes = pick(rng, music.all_attributes(held_out=held_out))
-    request = show(rng, pick(rng, _LISTEN_REQUESTS), attributes)
+    request = _show(rng, pick(rng, _LISTEN_REQUESTS), attributes)
     return Round("listen", request, Message(as_sentence(music_caption(rng, attributes))))
 
 
-def show(rng: np.random.Generator, words: str, shown: Shown) -> Message:
+def _show(rng: np.random.Generator, words: str, shown: Shown) -> Message:
     """Words with a picture or a clip, and a caption for it."""
     if isinstance(shown, PictureAttributes):
         return Message(words, shown, sentence_caption(rng, shown))
     return Message(words, shown, music_caption(rng, shown))
 
 
-def fill(template: str, shown: Shown) -> str:
+def _fill(template: str, shown: Shown) -> str:
     """A wording with the words of what is shown: ``{colour}``, ``{a_colour}``, ``{place}``, ``{instrument}``, ..."""
     words = shown.as_dict()
     with_articles = {f"a_{name}": with_article(word) for name, word in words.items()}

@@ -216,6 +216,20 @@ def test_some_dialogues_and_some_rounds_are_spoken_where_a_config_says_so() -> N
     assert 160 < sum(one[0] for one in spoken) < 240
 
 
+def test_a_round_with_many_words_stays_written_and_the_others_are_spoken() -> None:
+    words = ("Draw a red circle. [image: words of a caption are not said]", "Here it is.")
+    turns = (*words, "What is it that you have drawn?", "A circle.", "Thanks.", "It was a pleasure to draw it.")
+    told = tuple(DialogueTurn(role, text) for role, text in zip(("user", "assistant") * 3, turns, strict=True))
+
+    def spoken(most: int) -> list[bool]:
+        planned = plan_dialogue(Dialogue("x", told), CONFIG.model_copy(update={"max_spoken_words": most}))
+        return [turn.speech is not None for turn in planned.turns]
+
+    assert spoken(3) == [False] * 6
+    assert spoken(4) == [True, True, False, False, False, False]
+    assert spoken(7) == spoken(0) == [True] * 6
+
+
 def test_the_assistant_may_have_one_voice() -> None:
     config = CONFIG.model_copy(update={"voices": VoicesConfig(names=("ada", "ben"), assistant="cleo")})
     planned = [plan_dialogue(draw_dialogue(number), config) for number in range(20)]
