@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ settings.load_profile("shared-cores")
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_CORPORA = REPOSITORY.parent / "shared" / "corpora"
 PARITY = Path(os.environ.get("PARITY_DIR", REPOSITORY.parent / "shared" / "reference" / "parity"))
+
+# The suite starts a hundred processes, and compiling torch, Ray and DeepSpeed takes each of them longer than what it is
+# there for. Who wants no bytecode beside the sources (PYTHONDONTWRITEBYTECODE) gets it in a folder of the tests, once.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(REPOSITORY / ".pytest_cache" / "__pycache__"))
 
 
 @pytest.hookimpl(optionalhook=True)
