@@ -57,8 +57,18 @@ class Endpoint(Config):
     """Of one worker; None: no limit."""
     max_bytes: int = Field(default=64 << 20, ge=1024)
     """Longer answers are cut off and rejected."""
+    usd_per_item: float = Field(default=0.0, ge=0)
+    """What a request costs at most, whatever comes of it."""
+    max_usd: float | None = Field(default=None, ge=0)
+    """Spent by all runs into one output together; a request that might exceed it is not made, and the run stops."""
     extra: dict[str, str | int | float | bool] = Field(default_factory=dict[str, "str | int | float | bool"])
     """Further fields of the request's body, e.g. ``quality = "hd"``."""
+
+    @model_validator(mode="after")
+    def _cap_has_a_price(self) -> Endpoint:
+        if self.max_usd is not None and not self.usd_per_item:
+            raise ValueError("max_usd: expected a price to count with, found none; set usd_per_item")
+        return self
 
 
 class HttpPictures(Endpoint):

@@ -5,7 +5,8 @@ and a medium that is not what was asked for (silent, of one colour, too short): 
 again: a 4xx that says the request is wrong. A wrong key or an unknown model (401, 403, 404) would fail every request alike,
 so it stops the run. Reasons are those of :mod:`synthesis.calls_endpoint`, and those of the readers and of the checks.
 
-Time and bytes of an answer are bounded as a whole: a server that dribbles, or never ends, costs one try.
+Time and bytes of an answer are bounded as a whole: a server that dribbles, or never ends, costs one try. So is the cost
+(:mod:`synthesis.media_budget`): what was refused, or never got there, is free; all else counts as charged.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import ConfigError, SampleError
+from synthesis.calls import BudgetSpent
 from synthesis.calls_endpoint import retry_after_s
 from synthesis.calls_limits import RateLimiter
 from synthesis.media import Made, MediaRequest, Outcome
+from synthesis.media_budget import MediaBudget
 from synthesis.media_checks import check_made, read_made
 from synthesis.media_config import Endpoint, HttpMusic, HttpPictures
 
@@ -36,11 +39,12 @@ _SHOWN_BYTES = 200
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why a try failed; ``wait_s`` is what the endpoint asked for."""
+    """Why a try failed; ``wait_s`` is what the endpoint asked for, and ``is_free`` that it charged nothing."""
 
     error: SampleError
     is_final: bool = False
     wait_s: float = 0.0
+    is_free: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class HttpPlug:
 
     config: Endpoint
     together: int = 1
+    budget: MediaBudget | None = None
 
     def facts(self) -> Mapping[str, Any]:
         """Model and form of the request; not where it runs, nor how patient we are."""
@@ -60,20 +65,26 @@ class HttpPlug:
 
         Raises:
             ConfigError: httpx is not installed, there is no key, or the endpoint refuses it or knows no such model.
+            BudgetSpent: the next try might cost more than is left; what was asked for before has been waited for.
         """
-        headers = self._headers()
+        headers, spent = self._headers(), list[BudgetSpent]()
         with asyncio.Runner() as runner:
-            session = _Session(self.config, headers)
+            session = _Session(self.config, headers, self.budget)
             under_way = {runner.get_loop().create_task(session.ask(request)) for request in requests}
             try:
                 while under_way:
                     done, under_way = runner.run(_first(under_way))
                     for task in done:
-                        yield task.result()
+                        try:
+                            yield task.result()
+                        except BudgetSpent as error:
+                            spent.append(error)
             finally:
                 for task in under_way:
                     task.cancel()
                 runner.run(session.close())
+        if spent:
+            raise spent[0]
 
     def _headers(self) -> dict[str, str]:
         name = self.config.api_key_variable
@@ -95,7 +106,7 @@ async def _first(tasks: set[asyncio.Task[Any]]) -> tuple[set[asyncio.Task[Any]],
 class _Session:
     """Connections, limits and tries of one call of :meth:`HttpPlug.make`."""
 
-    def __init__(self, config: Endpoint, headers: Mapping[str, str]) -> None:
+    def __init__(self, config: Endpoint, headers: Mapping[str, str], budget: MediaBudget | None) -> None:
         try:
             import httpx
         except ImportError as error:
@@ -103,6 +114,7 @@ class _Session:
                 "plug = http: expected the package httpx, found none; pip install 'anygpt-data[synthesis]'"
             ) from error
         self._config = config
+        self._budget = budget
         self._httpx = httpx
         self._headers = dict(headers)
         self._client = httpx.AsyncClient(timeout=config.timeout_s, follow_redirects=False)
@@ -114,7 +126,7 @@ class _Session:
         async with self._slots:
             for number in range(self._config.max_tries):
                 await self._limiter.wait(0)
-                outcome = await self._try(request)
+                outcome = await self._paid_try(request)
                 if not isinstance(outcome, _Failure):
                     return request, outcome
                 if outcome.is_final or number + 1 == self._config.max_tries:
@@ -136,6 +148,19 @@ class _Session:
             self._limiter.pause(failure.wait_s)
         await asyncio.sleep(max(delay_s, failure.wait_s))
 
+    async def _paid_try(self, request: MediaRequest) -> Made | _Failure:
+        if self._budget is None:
+            return await self._try(request)
+        self._budget.reserve()
+        try:
+            outcome = await self._try(request)
+        except ConfigError:
+            self._budget.refund()
+            raise
+        if isinstance(outcome, _Failure) and outcome.is_free:
+            self._budget.refund()
+        return outcome
+
     async def _try(self, request: MediaRequest) -> Made | _Failure:
         httpx = self._httpx
         try:
@@ -144,7 +169,10 @@ class _Session:
         except (TimeoutError, httpx.TimeoutException):
             return _Failure(SampleError("call_timeout", f"no answer within {self._config.timeout_s:g} s"))
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return _Failure(SampleError("call_no_connection", str(error) or type(error).__name__))
+            # A connection that broke later may have carried the request.
+            is_free = isinstance(error, httpx.ConnectError | httpx.InvalidURL | httpx.UnsupportedProtocol)
+            message = str(error) or type(error).__name__
+            return _Failure(SampleError("call_no_connection", message), is_free=is_free)
         except SampleError as error:
             return _Failure(error)
 
@@ -192,7 +220,7 @@ class _Session:
             )
         reason = "call_rate_limited" if status == 429 else f"call_http_{status}"
         is_final = status < 500 and status not in _WORTH_ANOTHER_TRY
-        return _Failure(SampleError(reason, text), is_final, retry_after_s(response.headers))
+        return _Failure(SampleError(reason, text), is_final, retry_after_s(response.headers), is_free=True)
 
 
 def request_body(config: Endpoint, request: MediaRequest) -> tuple[str, dict[str, Any]]:

@@ -167,13 +167,14 @@ def _make(task: MediaTask, units: Sequence[Slice], missing: Sequence[int]) -> No
 
 
 def _entries(task: MediaTask, units: Sequence[Slice], missing: Sequence[int]) -> Iterator[Entry]:
-    if task.config.workers:
+    if task.config.workers and (len(missing) > 1 or task.config.worker_gpus or task.config.address):
         # Ray takes seconds to import and start; this process needs none of it.
         from synthesis.media_ray import make_on_ray
 
         yield from make_on_ray(task, [units[number] for number in missing])
         return
-    plugs = open_plugs(task.config)
+    # One unit is one worker's, so it may as well be done here.
+    plugs = open_plugs(task.config, task.output)
     for number in missing:
         yield make_unit(task, units[number], plugs)
 

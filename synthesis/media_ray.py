@@ -29,7 +29,7 @@ class MediaWorker:
 
     def __init__(self, task: MediaTask) -> None:
         self._task = task
-        self._plugs = open_plugs(task.config)
+        self._plugs = open_plugs(task.config, task.output)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Make the unit that a row names."""
