@@ -6,9 +6,9 @@ The same command again goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from configs.load import load_config, parse_args, read_toml
@@ -17,8 +17,8 @@ from shards.output_lock import only_writer
 from synthesis.calls import CallCounts
 from synthesis.config import SynthesisConfig
 from synthesis.dialogues import DIALOGUES_FOLDER
-from synthesis.jobs import STAGES, RunUnits, run_stage
 from synthesis.jobs_plan import describe_plan
+from synthesis.jobs_run import run_text
 from synthesis.media_config import CorpusMediaConfig
 from synthesis.media_job import make_media
 from synthesis.spoken import SpeakConfig, speak_instructions
@@ -39,22 +39,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(config.model_dump_json(indent=1))
             print(describe_plan(config))
             return 0
-        config.output.mkdir(parents=True, exist_ok=True)
-        with only_writer(config.output):
-            reports = run_text(config, retry=args.retry_rejects)
-            print(format_reports(reports))
-        if config.media is not None:
-            media = _again(config.media, args)
-            print(
-                format_reports(
-                    {"corpus": make_media(media, config.output / DIALOGUES_FOLDER, config.output / "corpus")}
-                )
-            )
+        _synthesize(config, args)
     except AnyGPTError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     print(config.output)
     return 0
+
+
+def _synthesize(config: SynthesisConfig, args: argparse.Namespace) -> None:
+    """The text stages, then the media, in one session of Ray where both need one."""
+    config.output.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as session:
+        with only_writer(config.output):
+            reports = run_text(config, retry=args.retry_rejects, session=session)
+            print(format_reports(reports))
+        if config.media is not None:
+            media = _again(config.media, args)
+            report = make_media(media, config.output / DIALOGUES_FOLDER, config.output / "corpus")
+            print(format_reports({"corpus": report}))
 
 
 def _speak(config: SpeakConfig, args: argparse.Namespace) -> int:
@@ -82,45 +85,6 @@ def limited(config: SynthesisConfig, limit: int | None) -> SynthesisConfig:
         return config
     scenarios = config.scenarios.model_copy(update={"count": min(limit, config.scenarios.count)})
     return config.model_copy(update={"scenarios": scenarios})
-
-
-def run_text(config: SynthesisConfig, *, retry: bool = False) -> dict[str, Any]:
-    """All text stages; their reports, and under ``calls`` what was asked in this run.
-
-    Raises:
-        AnyGPTError: a config is wrong, a budget is spent, or too much was rejected.
-    """
-    if not config.workers:
-        return _run_here(config, retry=retry)
-    # Ray takes seconds to import and start.
-    import ray
-
-    from synthesis.jobs_ray import start_keeper, units_on_ray
-    from tokenize_jobs.session import ray_session
-
-    with ray_session(workers=config.workers, address=config.address):
-        keeper = start_keeper(config)
-        return _stages(config, units_on_ray(keeper), lambda: ray.get(keeper.counts.remote()), retry=retry)
-
-
-def _run_here(config: SynthesisConfig, *, retry: bool) -> dict[str, Any]:
-    from synthesis.calls_keeper import open_keeper
-    from synthesis.jobs import units_in_this_process
-
-    keeper = open_keeper(config)
-    loop = asyncio.new_event_loop()
-    try:
-        return _stages(config, units_in_this_process(keeper.ask, loop), lambda: keeper.counts, retry=retry)
-    finally:
-        loop.run_until_complete(keeper.close())
-        loop.close()
-
-
-def _stages(
-    config: SynthesisConfig, run_units: RunUnits, counts: Callable[[], CallCounts], *, retry: bool
-) -> dict[str, Any]:
-    reports: dict[str, Any] = {stage: run_stage(config, stage, run_units, retry=retry) for stage in STAGES}
-    return reports | {"calls": counts()}
 
 
 def format_reports(reports: Mapping[str, Any]) -> str:

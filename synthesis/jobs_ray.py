@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import pyarrow as pa
@@ -43,22 +44,30 @@ class KeeperActor:
         return self._keeper.counts
 
 
-def start_keeper(config: TextConfig) -> Any:
-    """The actor; a session must be open."""
+@contextmanager
+def keeper_on_ray(config: TextConfig) -> Iterator[tuple[RunUnits, Callable[[], CallCounts]]]:
+    """The actor of a run, as what does units and what counts calls; a session must be open."""
     # Ray's types know no options of a class that is not decorated.
     remote: Any = ray.remote
-    return remote(num_cpus=0, max_concurrency=_MOST_CALLS)(KeeperActor).remote(text_json(config))
+    keeper = remote(num_cpus=0, max_concurrency=_MOST_CALLS)(KeeperActor).remote(text_json(config))
+    try:
+        yield units_on_ray(keeper), lambda: ray.get(keeper.counts.remote())
+    finally:
+        # The session may go on; what the keeper answered is on disk, and the folder of answers is let go with it.
+        ray.kill(keeper)
 
 
 def units_on_ray(keeper: Any) -> RunUnits:
-    """Units done by Ray's workers, whose number is the session's."""
+    """Units done by the config's number of Ray's workers."""
 
     def run(config: TextConfig, plan: StagePlan) -> Iterator[int]:
         if not plan.missing:
             return
         blocks = [pa.table({"number": [number], "expected": [plan.prints[number]]}) for number in plan.missing]
         arguments = {"config": text_json(config), "stage": plan.stage, "keeper": keeper}
-        done = ray.data.from_arrow(_merged(blocks)).map(cast(Any, _do_row), fn_kwargs=arguments, num_cpus=1.0)
+        done = ray.data.from_arrow(_merged(blocks)).map(
+            cast(Any, _do_row), fn_kwargs=arguments, num_cpus=1.0, concurrency=config.workers
+        )
         for row in done.iter_rows():
             if row["error"]:
                 raise pickle.loads(row["error"])
