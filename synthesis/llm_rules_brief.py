@@ -22,10 +22,10 @@ from synthesis.llm_rules_talk import Manner, Round, Talk, hold
 
 _OPEN_PLACE, _OPEN_BACKGROUND = "center", "white"
 _OPEN_MUSIC = {"key": "C major", "tempo": "fast", "pattern": "rising scale"}
-_PLAIN_SHARE = 0.5
+_PLAIN_SHARE = 0.6
 _DRAW = ("Draw {a_colour} {shape}", "Show me {a_colour} {shape}")
 _PLACE, _BACKGROUND = " {place}", " on a {background} background"
-_DRAWN = "Here is {a_colour} {shape}."
+_DRAWN = "Here is your {shape}."
 _CHANGE = {
     "colour": ("Now make it {colour}.", "The same in {colour}, please."),
     "position": ("Now put it {place}.", "The same {place}, please."),
