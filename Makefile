@@ -66,7 +66,7 @@ generate: setup ## one thing from another: TASK='text|image|a red circle on the 
 
 .PHONY: synthesize
 synthesize: setup ## dialogues with pictures and music, and a corpus of them: CONFIG=configs/synthesis/...
-	@$(BIN)/anygpt-synthesize $(or $(CONFIG),configs/synthesis/tiny.toml) $(ARGS)
+	@$(BIN)/anygpt-synthesize $(or $(CONFIG),configs/synthesis/offline.toml) $(ARGS)
 
 .PHONY: sample-corpora
 sample-corpora: setup ## render the sample corpora, in the formats of the real ones

@@ -21,10 +21,12 @@ def samples(corpus: Path) -> list[RawSample]:
     ]
 
 
+@pytest.mark.parametrize("name", ["offline", "tiny"])
 def test_dialogues_are_written_and_get_their_media(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    command = [str(repository / "configs/synthesis/tiny.toml"), "--limit", "6", "--set", f"output={tmp_path / 'out'}"]
+    config = repository / f"configs/synthesis/{name}.toml"
+    command = [str(config), "--limit", "6", "--set", f"output={tmp_path / 'out'}"]
     command += ["--set", "workers=0", "--set", "media.workers=0"]
     assert main(command) == 0
     said = capsys.readouterr().out
