@@ -59,7 +59,7 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     Raises:
         AnyGPTError: a stage before this one is not finished.
     """
-    key = _key(config)
+    key = report_key(config)
     path = config.run / REPORT_NAME
     stored = _read_json(path) if path.is_file() else {}
     if stored.get("key") == key and (config.run / PAGE_NAME).is_file():
@@ -77,6 +77,28 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     commit_bytes(config.run / PAGE_NAME, page.encode())
     commit_bytes(path, (json.dumps(report, indent=1, ensure_ascii=False) + "\n").encode())
     return report
+
+
+def report_key(config: ReportConfig) -> str:
+    """16 hex digits over what the report is made from: model, figures, codecs, held-out samples and what is asked.
+
+    Raises:
+        AnyGPTError: a stage before this one is not finished.
+    """
+    model = config.run / "checkpoints" / "final" / "model.safetensors"
+    if not model.is_file():
+        raise AnyGPTError(f"{model}: expected a finished training run, found none; run anygpt-train first")
+    used = [model, config.run / "metrics.jsonl", config.packing, config.codecs, _codec_report(config.codecs)]
+    facts = {
+        "version": REPORT_VERSION,
+        "files": [file_sha256(path) for path in used],
+        "heldout": config.heldout.model_dump(mode="json"),
+        "asked": [[shard.sha256 for shard in read_manifest(task.dataset).shards] for task in config.heldout.tasks()],
+        "text_tokenizer": folder_fingerprint(config.text_tokenizer),
+        "templates": load_templates(config.templates).fingerprint,
+        "title": config.title,
+    }
+    return fingerprint(facts)
 
 
 def _examine(config: ReportConfig, detokenizers: Mapping[Modality, MediaDetokenizer]) -> list[TaskResult]:
@@ -193,24 +215,6 @@ def _detokenizers(codecs: Path) -> dict[Modality, MediaDetokenizer]:
 
 def _codec_report(codecs: Path) -> Path:
     return codecs.with_suffix(".report.json")
-
-
-def _key(config: ReportConfig) -> str:
-    """What the report is made from; the machine's paths are not part of it."""
-    model = config.run / "checkpoints" / "final" / "model.safetensors"
-    if not model.is_file():
-        raise AnyGPTError(f"{model}: expected a finished training run, found none; run anygpt-train first")
-    used = [model, config.run / "metrics.jsonl", config.packing, config.codecs, _codec_report(config.codecs)]
-    facts = {
-        "version": REPORT_VERSION,
-        "files": [file_sha256(path) for path in used],
-        "heldout": config.heldout.model_dump(mode="json"),
-        "asked": [[shard.sha256 for shard in read_manifest(task.dataset).shards] for task in config.heldout.tasks()],
-        "text_tokenizer": folder_fingerprint(config.text_tokenizer),
-        "templates": load_templates(config.templates).fingerprint,
-        "title": config.title,
-    }
-    return fingerprint(facts)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

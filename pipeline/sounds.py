@@ -141,7 +141,9 @@ def to_mono(channels: Channels, rate: int, config: SoundConfig) -> Wave:
         (samples * sample_rate_hz / rate, rounded up,) float32.
     """
     kept = channels[:, :1] if config.channel == "first" else channels
-    # Seconds of imports, which a command with nothing to do should not have to wait for.
+    if rate == config.sample_rate_hz and kept.shape[1] == 1:
+        return np.ascontiguousarray(kept[:, 0])
+    # Seconds of imports, which sounds that are as they should be, and commands with nothing to do, need not wait for.
     import torch
 
     wave = torch.from_numpy(kept.T)

@@ -176,7 +176,7 @@ def _read_json(path: Path) -> Entry:
 def _read_fold(path: Path) -> list[Entry]:
     try:
         with path.open("rb") as file:
-            lines = pq.read_table(file).column("entry").to_pylist()
+            lines = pq.ParquetFile(file).read().column("entry").to_pylist()  # pq.read_table imports pandas
         return [_to_entry(json.loads(line)) for line in lines]
     except (pa.ArrowInvalid, ValueError, TypeError, KeyError) as error:
         raise DatasetError(

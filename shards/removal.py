@@ -133,6 +133,8 @@ def finish_removals(folder: Path) -> Removal:
 
     Units that lost a file are left as they are: they are made again, without what :func:`removed_samples` names.
     """
+    if not (folder / REMOVED_NAME).is_file():  # the usual case, and an empty Arrow table imports pandas
+        return Removal(folder)
     tombstones = read_removed(folder)
     if not len(tombstones) or next(read_entries(folder), None) is None:
         return Removal(folder)

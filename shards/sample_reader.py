@@ -25,7 +25,7 @@ def read_samples(folder: Path) -> Iterator[TokenizedSample]:
     for shard in manifest.shards:
         path = folder / shard.path
         try:
-            table = pq.read_table(arrow_source(path))
+            table = pq.ParquetFile(arrow_source(path)).read()  # pq.read_table imports pandas
         except (OSError, ValueError) as error:
             raise DatasetError(
                 f"{path}: expected a Parquet shard, found {error}; run anygpt-verify {folder}"

@@ -117,6 +117,11 @@ def install() -> None:
     before, wanted = read_stamp(), wanted_stamp()
     if VENV.exists() and not log_path().exists():
         raise SetupError(f"{VENV} was not made by this set-up; rename or remove it and start again")
+    if VENV.is_symlink() and before and before["folder"] != wanted["folder"]:
+        raise SetupError(
+            f"{VENV} is a link to the environment of {Path(before['folder']).parent}, which would import this folder from "
+            "then on; remove the link and start again, or run that folder's commands"
+        )
     if not before or before["folder"] != wanted["folder"]:
         # Half an installation cannot be told from a whole one package by package; pip's and uv's caches make
         # starting over cheap.

@@ -134,3 +134,16 @@ def test_an_old_python_is_told_what_is_missing(project: Path):
     assert done.returncode == 1
     assert "Python 9.9 or newer is needed" in done.stderr
     assert "make PYTHON=" in done.stderr
+
+
+def test_an_environment_borrowed_through_a_link_is_left_as_it_is(project: Path, tmp_path: Path):
+    assert set_up(project).returncode == 0
+    stamp = project / ".venv" / "setup.json"
+    before, calls = stamp.read_bytes(), asked(project)
+    borrower = tmp_path / "borrower"
+    shutil.copytree(project, borrower, ignore=shutil.ignore_patterns(".venv*"))
+    (borrower / ".venv").symlink_to(project / ".venv")
+    done = set_up(borrower)
+    assert done.returncode == 1 and f"is a link to the environment of {project}" in done.stderr
+    assert stamp.read_bytes() == before and asked(project) == calls
+    assert set_up(project).returncode == 0 and asked(project) == calls
