@@ -13,22 +13,21 @@ import functools
 import importlib
 import itertools
 import sys
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from configs.load import load_config, parse_args
+from configs.load import parse_args
 from inference.chat_grammar import answerable
 from inference.chat_lines import COMMANDS, Command, read_line
 from inference.chat_messages import Finished, MediaReady, TextDelta, UserMessage
 from inference.chat_session import ChatSession
+from inference.command_cli import open_in_silence, run_command
 from inference.config import InferenceConfig
-from inference.runtime import Runtime, open_runtime
+from inference.runtime import Runtime
 from inference.transcript import write_transcript
 from shards.errors import AnyGPTError, ConfigError
 
 _PROGRAM = "anygpt-chat"
-_CUT = "The answer ran out of room and was ended there."
 
 Show = Callable[[str], object]
 
@@ -36,27 +35,20 @@ Show = Callable[[str], object]
 def main(argv: Sequence[str] | None = None) -> int:
     """Chat; exit 0 done, 1 a line of a script could not be answered, 2 the config is wrong."""
     args = parse_args(_PROGRAM, "Talk to a model in words, pictures, speech and music.", argv, add=_add)
-    try:
-        config = load_config(args.config, InferenceConfig, args.set)
-        if args.dry_run:
-            print(config.model_dump_json(indent=1))
-            return 0
-        is_typed = args.script is None and sys.stdin.isatty()
-        lines = _typed() if is_typed else _written(args.script)
-        session = ChatSession(_open(config), seed=config.seed)
-        if args.load is not None:
-            session.restore(args.load)
-        if is_typed:
-            print(_greeting(session))
-        show = functools.partial(print, end="", flush=True)
-        failed = converse(session, itertools.islice(lines, args.limit), show, echo=not is_typed)
-        return 1 if failed and not is_typed else 0
-    except AnyGPTError as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
-        return 1
+    return run_command(_PROGRAM, args, InferenceConfig, functools.partial(_chat, args))
+
+
+def _chat(args: argparse.Namespace, config: InferenceConfig) -> int:
+    is_typed = args.script is None and sys.stdin.isatty()
+    lines = _typed() if is_typed else _written(args.script)
+    session = ChatSession(open_in_silence(config), seed=config.seed)
+    if args.load is not None:
+        session.restore(args.load)
+    if is_typed:
+        print(_greeting(session))
+    show = functools.partial(print, end="", flush=True)
+    failed = converse(session, itertools.islice(lines, args.limit), show, echo=not is_typed)
+    return 1 if failed and not is_typed else 0
 
 
 def converse(session: ChatSession, lines: Iterable[str], show: Show, *, echo: bool = False) -> int:
@@ -105,9 +97,8 @@ def answer(session: ChatSession, message: UserMessage, show: Show) -> None:
                 show(f"{')' if heard else ''}{chr(10) if begun else ''}[{modality}: {path}]\n")
                 begun = heard = False
             case Finished(reply):
-                notices = [*reply.notices, *([_CUT] if reply.ended == "length" else [])]
                 end = f"{')' if heard else ''}{chr(10) if begun else ''}"
-                show(end + "".join(f"({notice})\n" for notice in notices))
+                show(end + "".join(f"({notice})\n" for notice in reply.all_notices))
 
 
 def _obey(session: ChatSession, command: Command, show: Show) -> None:
@@ -154,16 +145,6 @@ def _written(script: Path | None) -> Iterator[str]:
         return iter(script.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--script {script}: expected lines of text, found {error}; give another file") from error
-
-
-def _open(config: InferenceConfig) -> Runtime:
-    from transformers.utils import logging
-
-    # Its bars would stand between the answers.
-    logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return open_runtime(config)
 
 
 def _greeting(session: ChatSession) -> str:

@@ -49,44 +49,39 @@ class SpokenTurnGrammar(TurnGrammar):
         budgets: Mapping[Modality, LengthBudget],
         *,
         max_ids: int,
+        min_ids: int = 1,
         required: Modality | None = None,
     ) -> None:
         """The vocabulary has both marks; the rest is as in :class:`TurnGrammar`."""
-        super().__init__(vocabulary, budgets, max_ids=max_ids, required=required)
+        super().__init__(vocabulary, budgets, max_ids=max_ids, min_ids=min_ids, required=required)
         self._ins, self._res = (vocabulary.marker(mark) for mark in REPLY_MARKS)
-        self._heard_room = max_ids
-        first, second = (self._with(self.rules[number].ids, self._ins) for number in (0, 1))
-        starts = {block.start_id for block in vocabulary.blocks.values()}
-        words = np.setdiff1d(self.rules[0].ids, sorted(starts))
-        self._first_own = len(self.rules)
-        own = [first, second, words, self._with(words, self._res), np.array([self._res], np.int64)]
-        # Without media the rule that only lets one begin is empty, and holds in no state.
-        usual = (rule if len(rule.ids) else self.rules[0] for rule in self.rules)
-        self.rules = (*usual, *(Rule(Modality.TEXT, ids) for ids in own))
-
-    @property
-    def max_ids(self) -> int:
-        """Most ids an answer can have, its end included: one more for ``<-Res->``."""
-        return super().max_ids + 1
+        self._most += 1  # for <-Res->, which may have to follow the last word that there is room for
+        words = self.rules[self._going[True, False, 0]].ids
+        # Every rule that lets text come lets <-Ins-> come besides.
+        self._opening = {usual: len(self.rules) + nth for nth, usual in enumerate(self._going.values())}
+        self._heard = len(self.rules) + len(self._opening)
+        own = [self._with(self.rules[usual].ids, self._ins) for usual in self._opening]
+        own += [words, self._with(words, self._res), np.array([self._res], np.int64)]
+        self.rules = (*self.rules, *(Rule(Modality.TEXT, ids) for ids in own))
 
     def step(self, state: State, token_id: int) -> State:
         """The state after one more id."""
         if state.medium == _HEARD:
             if token_id == self._res:
-                return State(state.used + 1, met=state.met)
-            return State(state.used + 1, _HEARD, state.inside + 1, state.met)
+                return State(state.used + 1, met=state.met, words=state.words)
+            return State(state.used + 1, _HEARD, state.inside + 1, state.met, words=state.words + 1)
         if token_id == self._ins:
-            return State(state.used + 1, _HEARD, met=state.met)
+            return State(state.used + 1, _HEARD, met=state.met, words=state.words + 1)
         return super().step(state, token_id)
 
     def rule(self, state: State) -> int:
         """Which of ``rules`` holds."""
         if state.medium == _HEARD:
-            if state.used >= self._heard_room:
-                return self._first_own + 4
-            return self._first_own + (3 if state.inside else 2)
+            if state.words >= self._room:
+                return self._heard + 2
+            return self._heard + (1 if state.inside else 0)
         usual = super().rule(state)
-        return self._first_own + usual if state.used <= _OPENING and usual <= 1 else usual
+        return self._opening.get(usual, usual) if state.used <= _OPENING else usual
 
     @staticmethod
     def _with(ids: np.ndarray, token_id: int) -> np.ndarray:
@@ -114,7 +109,8 @@ def fit_turn(
     vocabulary = runtime.vocabulary
     budgets = _budgets(runtime, to_modality, is_spoken=is_spoken)
     required = to_modality if to_modality != Modality.TEXT else None
-    text = runtime.decoding.of(Modality.TEXT, chat=True).max_new_tokens
+    decoding = runtime.decoding.of(Modality.TEXT, chat=True)
+    text = decoding.max_new_tokens
     wanted = text + _longest(budgets, vocabulary) + _required(budgets, required, vocabulary) + _MARKERS
     # A medium that was asked for gets all it may need, if the history has to go for it.
     kept_free = wanted if required is not None else min(wanted, context // 2)
@@ -127,11 +123,13 @@ def fit_turn(
             f"message: expected at most {context} ids with its answer, found {len(asked)} in the message alone, which "
             f"leave no room for {required or 'an answer'}; say less, or show fewer and shorter media"
         )
+    least = min(decoding.min_new_tokens, text_room)
     if is_spoken and all(mark in vocabulary.markers for mark in REPLY_MARKS):
-        return Fitted(dropped, SpokenTurnGrammar(vocabulary, fitted, max_ids=text_room, required=required))
+        spoken = SpokenTurnGrammar(vocabulary, fitted, max_ids=text_room, min_ids=least, required=required)
+        return Fitted(dropped, spoken)
     if not fitted:
-        return Fitted(dropped, AnswerGrammar(vocabulary, Modality.TEXT, LengthBudget(1, text_room)))
-    return Fitted(dropped, TurnGrammar(vocabulary, fitted, max_ids=text_room, required=required))
+        return Fitted(dropped, AnswerGrammar(vocabulary, Modality.TEXT, LengthBudget(least, text_room)))
+    return Fitted(dropped, TurnGrammar(vocabulary, fitted, max_ids=text_room, min_ids=least, required=required))
 
 
 def answerable(runtime: Runtime) -> tuple[Modality, ...]:

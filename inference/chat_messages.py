@@ -8,6 +8,8 @@ from typing import Literal
 
 from shards.vocabulary import Modality
 
+_CUT = "The answer ran out of room and was ended there."
+
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
@@ -79,6 +81,11 @@ class Reply:
     token_ids: tuple[int, ...]
     ended: Literal["end", "length"] = "end"
     notices: tuple[str, ...] = ()
+
+    @property
+    def all_notices(self) -> tuple[str, ...]:
+        """The notices, and that the answer was cut, if it was."""
+        return (*self.notices, *([_CUT] if self.ended == "length" else []))
 
     @property
     def text(self) -> str:

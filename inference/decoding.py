@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from configs.load import Config, load_config
-from inference.grammar import TEXT_STOPS, AnswerGrammar, LengthBudget, Stop, TurnGrammar
+from inference.grammar import TEXT_STOPS, AnswerGrammar, LengthBudget, Stop
 from inference.sampling import SamplingConfig
 from shards.vocabulary import Modality, Vocabulary
 
@@ -66,21 +66,6 @@ class DecodingConfig(Config):
     ) -> AnswerGrammar:
         """An answer of one modality, within its budget."""
         return AnswerGrammar(vocabulary, modality, self.budget(modality, vocabulary), stop_on=stop_on)
-
-    def turn_grammar(
-        self, vocabulary: Vocabulary, *, required: Modality | None = None, stop_on: frozenset[Stop] = TEXT_STOPS
-    ) -> TurnGrammar:
-        """An assistant's turn with any medium of the vocabulary, within the budgets; see :class:`TurnGrammar`."""
-        media = [modality for modality in Modality if modality in vocabulary.blocks]
-        text = self.of(Modality.TEXT, chat=True)
-        return TurnGrammar(
-            vocabulary,
-            {modality: self.budget(modality, vocabulary) for modality in media},
-            min_ids=text.min_new_tokens,
-            max_ids=text.max_new_tokens,
-            required=required,
-            stop_on=stop_on,
-        )
 
 
 def load_decoding(path: Path) -> DecodingConfig:

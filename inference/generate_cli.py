@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from configs.load import load_config, parse_args
+from configs.load import parse_args
+from inference.command_cli import open_in_silence, run_command
 from inference.config import InferenceConfig
 from inference.generate import Answer, Failure, Plan, answer_tasks, plan_tasks
 from inference.results import RESULTS_NAME
-from inference.runtime import Runtime, open_runtime
 from inference.tasks import Task, parse_task, read_tasks
-from shards.errors import AnyGPTError, ConfigError
+from shards.errors import ConfigError
 
 _PROGRAM = "anygpt-generate"
 _WITH_VALUE = frozenset({"--set", "--limit", "--tasks"})
@@ -27,20 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Answer tasks; the same command again answers only what is not answered yet."""
     arguments = _tasks_first(sys.argv[1:] if argv is None else argv)
     args = parse_args(_PROGRAM, "Ask a model: text to pictures, speech and music, and back.", arguments, add=_add)
-    try:
-        config = load_config(args.config, InferenceConfig, args.set)
-        tasks = _tasks(args)[: args.limit]
-        plan = plan_tasks(tasks, config)
-        if args.dry_run:
-            print(_plan_text(plan))
-            return 0
-        return _run(plan)
-    except AnyGPTError as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
-        return 1
+
+    def plan(config: InferenceConfig) -> Plan:
+        return plan_tasks(_tasks(args)[: args.limit], config)
+
+    return run_command(
+        _PROGRAM, args, InferenceConfig, lambda config: _run(plan(config)), plan=lambda config: _plan_text(plan(config))
+    )
 
 
 def _add(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +66,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
 def _run(plan: Plan) -> int:
     answers = list(plan.done.values())
     failures: list[Failure] = []
-    outcomes = answer_tasks(plan, functools.partial(_open, plan.config))
+    outcomes = answer_tasks(plan, functools.partial(open_in_silence, plan.config))
     for outcome in _with_bar(outcomes, len(plan.pending)):
         if isinstance(outcome, Failure):
             failures.append(outcome)
@@ -93,23 +85,10 @@ def _run(plan: Plan) -> int:
     return 1 if failures else 0
 
 
-def _open(config: InferenceConfig) -> Runtime:
-    from transformers.utils import logging
-
-    # Its bars would stand between the answers.
-    logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return open_runtime(config)
-
-
 def _with_bar(outcomes: Iterable[Answer | Failure], count: int) -> Iterable[Answer | Failure]:
     return tqdm(outcomes, total=count, unit="task", disable=count < 2 or not sys.stderr.isatty(), leave=False)
 
 
 def _plan_text(plan: Plan) -> str:
     directions = ", ".join(f"{count} {name}" for name, count in plan.directions().items()) or "nothing"
-    return (
-        f"{plan.config.model_dump_json(indent=1)}\n"
-        f"{len(plan.tasks)} tasks, {len(plan.done)} answered before; to answer: {directions}"
-    )
+    return f"{len(plan.tasks)} tasks, {len(plan.done)} answered before; to answer: {directions}"

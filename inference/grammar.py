@@ -17,6 +17,7 @@ A grammar is a small table of rules, each the ids that may come and the modality
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -67,6 +68,8 @@ class State(NamedTuple):
     met: bool = True
     """Whether a turn holds the medium that it must."""
     ended: bool = False
+    words: int = 0
+    """Of a turn's ids so far, those outside media."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +197,10 @@ class AnswerGrammar:
 
 
 class TurnGrammar:
-    """An assistant's turn: text and media in any order; at least one id, whole media only."""
+    """An assistant's turn: text and media in any order; at least one id, whole media only.
+
+    A medium is begun only where its longest form fits the turn, and whatever else the turn must hold behind it.
+    """
 
     def __init__(
         self,
@@ -209,8 +215,8 @@ class TurnGrammar:
         """A turn may hold the media that have a budget.
 
         Args:
-            max_ids: where text stops being allowed.
-            min_ids: the turn does not end on less.
+            max_ids: of text; media are not counted.
+            min_ids: the turn does not end on less, media counted.
             required: a medium that the turn must hold.
             stop_on: with ``Stop.MEDIUM`` the turn also ends where its first medium does.
         """
@@ -226,22 +232,45 @@ class TurnGrammar:
         self._required = list(budgets).index(required) if required is not None else None
         self._min_ids, self._room = min_ids, max_ids
         self._end_at_medium = Stop.MEDIUM in stop_on
-        starts, ends = list(self._starts), list(self.end_ids)
-        needed = starts if self._required is None else [starts[self._required]]
-        tables = [[*_text_ids(vocabulary), *starts], [*_text_ids(vocabulary), *starts, *ends], ends, needed]
-        rules = [Rule(Modality.TEXT, np.array(sorted(ids), np.int64)) for ids in tables]
+        self._lay_out_rules()
+
+    def _lay_out_rules(self) -> None:
+        """The rules of media, then one for each set of media that may still have room, then what is left at the end."""
+        rules: list[Rule] = []
         self._first_rule: list[int] = []
         for medium in self._media:
             self._first_rule.append(len(rules))
             rules += medium.rules
-        self.rules = tuple(rules)
+        words, ends = _text_ids(self.vocabulary).tolist(), list(self.end_ids)
+        costs = [medium.max_ids + 1 for medium in self._media]
+        starts = list(self._starts)
+        cheapest_first = sorted(range(len(costs)), key=costs.__getitem__)
+        others = [number for number in cheapest_first if number != self._required]
+        needed = [] if self._required is None else [starts[self._required]]
+        self._needed_ids = 0 if self._required is None else costs[self._required]
+        # Of what may be begun besides the required medium, which is never without room.
+        self._costs = {True: [costs[one] for one in cheapest_first], False: [costs[one] for one in others]}
+        self._most = self._room + self._needed_ids + max(self._costs[False], default=0) + 1
+        self._going: dict[tuple[bool, bool, int], int] = {}
+        kinds = [(True, True), (True, False), *([(False, False)] if needed else [])]
+        for met, can_end in kinds:
+            media = cheapest_first if met else others
+            for count in range(len(media) + 1):
+                self._going[met, can_end, count] = len(rules)
+                begun = [starts[one] for one in media[:count]]
+                rules.append(_text_rule([*words, *begun, *([] if met else needed), *(ends if can_end else [])]))
+        self._last = {True: len(rules), False: len(rules) + 1}
+        self.rules = (*rules, _text_rule(ends), *([_text_rule(needed)] if needed else []))
 
     @property
     def max_ids(self) -> int:
-        """The text budget, the longest medium that may begin at its end, and the required one after that."""
-        longest = max((medium.max_ids for medium in self._media), default=0)
-        required = 0 if self._required is None else self._media[self._required].max_ids + 1
-        return self._room + longest + required + 1
+        """All text, the required medium, the longest other one, and the end."""
+        return self._most
+
+    @property
+    def max_text_ids(self) -> int:
+        """Most ids outside media."""
+        return self._room
 
     def start(self) -> State:
         """The state of an empty turn."""
@@ -252,19 +281,22 @@ class TurnGrammar:
         used = state.used + 1
         if state.medium < 0:
             medium = self._starts.get(token_id, -1)
-            return State(used, medium, met=state.met, ended=token_id in self.end_ids)
+            words = state.words + (medium < 0)
+            return State(used, medium, met=state.met, ended=token_id in self.end_ids, words=words)
         if token_id != self._stops[state.medium]:
-            return State(used, state.medium, state.inside + 1, state.met)
+            return State(used, state.medium, state.inside + 1, state.met, words=state.words)
         met = state.met or state.medium == self._required
-        return State(used, met=met, ended=self._end_at_medium and met)
+        return State(used, met=met, ended=self._end_at_medium and met, words=state.words)
 
     def rule(self, state: State) -> int:
         """Which of ``rules`` holds."""
         if state.medium >= 0:
             return self._first_rule[state.medium] + self._media[state.medium].rule_at(state.inside)
-        if state.used >= self._room:
-            return 2 if state.met else 3
-        return 1 if state.met and state.used >= self._min_ids else 0
+        left = self._most - 1 - state.used - (0 if state.met else self._needed_ids)
+        if state.words >= self._room or left < 1:
+            return self._last[state.met]
+        count = bisect.bisect_right(self._costs[state.met], left)
+        return self._going[state.met, state.met and state.used >= self._min_ids, count]
 
     def allowed(self, answer: Sequence[int]) -> Allowed:
         """(vocabulary,) mask of the ids that may come after ``answer``."""
@@ -300,6 +332,10 @@ class FreeGrammar:
 def _text_ids(vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
     special = [vocabulary.bos_id, vocabulary.eos_id, vocabulary.pad_id]
     return np.setdiff1d(np.arange(vocabulary.text_size), special)
+
+
+def _text_rule(ids: Sequence[int]) -> Rule:
+    return Rule(Modality.TEXT, np.array(sorted(ids), np.int64))
 
 
 def _text_ends(vocabulary: Vocabulary, stop_on: frozenset[Stop]) -> list[int]:

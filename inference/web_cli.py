@@ -5,37 +5,26 @@ Serves until Ctrl-C. Media live in a temporary folder and go with their chat; wh
 
 from __future__ import annotations
 
-import json
 import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.load import load_config, parse_args
-from inference.runtime import open_runtime
+from configs.load import parse_args
+from inference.command_cli import open_in_silence, run_command
 from inference.web_config import ServerConfig, WebConfig
-from shards.errors import AnyGPTError, ConfigError
+from shards.errors import ConfigError
 
+_PROGRAM = "anygpt-web"
 _BACKLOG = 128
 _SHUTDOWN_S = 1.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve the page; exit 0 ended, 1 failed, 2 the config is wrong or the extra ``web`` is missing."""
-    args = parse_args("anygpt-web", "A chat with the model as a page in the browser.", argv)
-    try:
-        config = load_config(args.config, WebConfig, args.set)
-        if args.dry_run:
-            print(json.dumps(config.model_dump(mode="json"), indent=2))
-            return 0
-        return serve(config)
-    except AnyGPTError as error:
-        print(f"anygpt-web: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"anygpt-web: {error}", file=sys.stderr)
-        return 1
+    args = parse_args(_PROGRAM, "A chat with the model as a page in the browser.", argv)
+    return run_command(_PROGRAM, args, WebConfig, serve)
 
 
 def serve(config: WebConfig) -> int:
@@ -55,7 +44,7 @@ def serve(config: WebConfig) -> int:
             "the web page needs aiohttp, which is not installed; install the extra: pip install 'anygpt-data[web]'"
         ) from error
     with bind(config.server) as listener, tempfile.TemporaryDirectory(prefix="anygpt-web-") as folder:
-        runtime = open_runtime(config)
+        runtime = open_in_silence(config)
         app = WebApp(Path(folder), runtime, config.server)
         if not is_loopback(config.server.host):
             print(

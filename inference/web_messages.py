@@ -28,8 +28,6 @@ from inference.web_uploads import Refused, Upload
 from shards.modality import Modality
 
 _VOICE = "voice"
-_LENGTH = "length"
-_CUT = "The answer reached its longest length and was ended there."
 
 
 class _AskedFile(Config):
@@ -101,8 +99,7 @@ def event_line(event: Waiting | TextDelta | MediaReady | Finished, publish: Call
         case MediaReady(modality, path):
             return {"kind": "medium", "modality": str(modality), "url": f"/media/{publish(path)}"}
         case Finished(reply):
-            notices = [*reply.notices, *([_CUT] if reply.ended == _LENGTH else [])]
-            return {"kind": "done", "notices": notices}
+            return {"kind": "done", "notices": list(reply.all_notices)}
 
 
 def without_paths(message: str, uploads: Mapping[str, Upload]) -> str:

@@ -20,6 +20,7 @@ from inference.chat_session import (
     TextPart,
     UserMessage,
 )
+from inference.decoding import DecodingConfig, ModalityDecoding
 from inference.grammar import accepts
 from pipeline.dialogues import chat_prompt_pieces, chat_request
 from pipeline.pieces import write_token_ids
@@ -69,6 +70,35 @@ def test_an_answer_that_never_ends_is_closed_and_roles_stay_in_order(tmp_path: P
     # The model said ``</s>``; a row has ``<eos>`` there.
     assert second.ended == "end" and second.token_ids == (*words_of("yes"), eos())
     assert roles(session) == ["user", "assistant"] * 2
+
+
+def test_a_sound_longer_than_all_its_words_does_not_cut_an_answer(tmp_path: Path):
+    """Media are not counted as words; a spoken answer is longer than any text."""
+    long = [*medium(Modality.SPEECH)[:1], *medium(Modality.SPEECH)[1:2] * 40, *medium(Modality.SPEECH)[-1:]]
+    runtime = told([*words_of("Listen"), *long, eos()], [*long, *words_of("That was it"), eos()])
+    runtime.decoding = DecodingConfig(
+        modality={
+            Modality.TEXT: ModalityDecoding(max_new_tokens=16),
+            Modality.SPEECH: ModalityDecoding(max_new_tokens=40),
+        }
+    )
+    session = ChatSession(runtime, folder=tmp_path)
+    assert session.ask(say("Speak.")).ended == "end"
+    assert session.ask(say("Speak, then write.")).text == "That was it"
+
+
+@pytest.mark.parametrize("wanted", [None, Modality.TEXT, Modality.IMAGE])
+@pytest.mark.parametrize("file", [None, Modality.SPEECH])
+def test_an_answer_has_as_many_ids_as_the_preset_wants_at_least(
+    tmp_path: Path, wanted: Modality | None, file: Modality | None
+):
+    """``min_new_tokens`` of a chat; in the released code it had no effect (anygpt-compat 5.3)."""
+    runtime = told([*(medium(wanted) if wanted == Modality.IMAGE else []), eos()])
+    least = ModalityDecoding(min_new_tokens=50, max_new_tokens=60)
+    runtime.decoding = DecodingConfig(modality=dict(tiny_chat.WIDE.modality), chat_text=least)
+    parts = (FilePart(tiny_chat.files()[file]),) if file is not None else (TextPart("Well?"),)
+    reply = ChatSession(runtime, folder=tmp_path).ask(UserMessage(parts, to_modality=wanted))
+    assert 50 < len(reply.token_ids) <= 62 + 34
 
 
 def test_every_medium_of_an_answer_is_kept_and_saved(tmp_path: Path):

@@ -49,8 +49,6 @@ def test_greedy_never_draws(repository):
 def test_every_preset_makes_grammars(repository):
     for path in sorted((repository / "configs/decoding").glob("*.toml")):
         preset = load_decoding(path)
-        turn = preset.turn_grammar(VOCABULARY, required=SPEECH)
-        assert turn.max_ids > preset.of(TEXT, chat=True).max_new_tokens
         for modality in (TEXT, IMAGE, SPEECH, MUSIC):
             grammar = preset.answer_grammar(VOCABULARY, modality)
             assert grammar.max_ids <= max(preset.of(modality).max_new_tokens, 32) + 1

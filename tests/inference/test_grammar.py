@@ -110,6 +110,35 @@ def test_a_turn_holds_whole_media_and_the_one_it_must(grammar, seed):
         assert BUDGETS[Modality(name)].least <= len(codes) <= BUDGETS[Modality(name)].most
 
 
+@given(turns, st.integers(0, 10**6))
+def test_a_turn_must_end_only_where_its_words_or_its_room_are_used_up(grammar, seed):
+    """Media are not counted as words: a long sound does not end what is said."""
+    ids = walk_at_random(grammar, seed)
+    words, media = take_apart([one for one in ids if one not in grammar.end_ids])
+    allowed = set(grammar.rules[grammar.rule(walk(grammar, ids[:-1]))].ids.tolist())
+    if ids[-1] in grammar.end_ids and allowed <= grammar.end_ids:
+        assert len(words) == grammar.max_text_ids or len(ids) == grammar.max_ids
+        assert media or len(words) == grammar.max_text_ids
+
+
+def test_after_a_sound_longer_than_all_words_may_be_there_are_words_and_more_media():
+    grammar = TurnGrammar(VOCABULARY, BUDGETS, max_ids=8)
+    image, speech = (VOCABULARY.block(name) for name in ("image", "speech"))
+    spoken = [5, speech.start_id, *[speech.first_id] * 4, speech.end_id]
+    for media in range(1, 6):
+        allowed = set(np.flatnonzero(grammar.allowed(spoken * media)).tolist())
+        assert {7, EOS} <= allowed
+        # One picture is what there is room for, whatever else the room is used for.
+        assert (image.start_id in allowed) == (7 * media + 34 + 1 <= grammar.max_ids)
+    assert not accepts(grammar, [*spoken * 3, image.start_id])
+
+
+def test_a_turn_without_media_is_text_and_no_rule_of_it_is_empty():
+    grammar = TurnGrammar(VOCABULARY, {}, max_ids=3)
+    assert all(len(rule.ids) for rule in grammar.rules)
+    assert accepts(grammar, [5, 6, 7, EOS]) and not accepts(grammar, [EOS]) and grammar.max_ids == 4
+
+
 @given(st.sampled_from(list(BUDGETS)), st.integers(1, 60), st.integers(0, 10**6))
 def test_a_turn_that_must_hold_a_medium_holds_it(required, room, seed):
     """Even one that has used up its words before it came to it."""
@@ -149,9 +178,9 @@ def test_an_id_that_no_rule_allows_is_not_accepted(grammar, seed, place, other):
 def test_the_table_of_rules_does_not_grow_with_the_budgets():
     """Nor does a state: what one id costs does not depend on how long an answer is."""
     short, long = (TurnGrammar(VOCABULARY, BUDGETS, max_ids=room) for room in (5, 50_000))
-    assert len(short.rules) == len(long.rules) == 4 + 3 + 3 + 6
+    assert len(short.rules) == len(long.rules) == 3 + 3 + 6 + 2 * 4 + 1
     state = walk(long, itertools.repeat(7, 40_000))
-    assert state == (40_000, -1, 0, True, False)
+    assert state == (40_000, -1, 0, True, False, 40_000)
 
 
 @pytest.mark.parametrize(("stop", "end"), [(Stop.ASSISTANT_END, EOS), (Stop.SEQUENCE_END, VOCABULARY.eos_id)])

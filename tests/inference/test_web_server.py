@@ -256,7 +256,7 @@ def test_an_answer_is_remembered_as_it_was_seen(tmp_path):
         {"kind": "text", "text": "he", "heard": True},
         {"kind": "text", "text": "a cat", "heard": False},
         {"kind": "medium", "modality": "image", "url": "/media/x.png"},
-        {"kind": "done", "notices": ["Forgot one.", "The answer reached its longest length and was ended there."]},
+        {"kind": "done", "notices": ["Forgot one.", "The answer ran out of room and was ended there."]},
     ]
 
 
