@@ -179,3 +179,14 @@ def test_the_limits_of_rate_hold_in_every_window():
 
         times = asyncio.run(run())
         assert all(later - early >= 0.199 for early, later in zip(times, times[2:], strict=False))
+
+
+def test_a_call_has_60_seconds_by_default_and_the_client_is_what_ends_it(server: _Server, tmp_path: Path):
+    """The client is told the config's limit; with 0.3 s, a call that would take 30 s has failed long before."""
+    writer = EndpointWriter(LlmConfig(kind="endpoint", base_url="http://127.0.0.1:9/v1"), AnswerStore(tmp_path / "a"))
+    assert writer._config.timeout_s == writer._client.timeout == 60.0  # pyright: ignore[reportPrivateUsage]
+    server.script = [reply(200, GOOD, delay=30.0)]
+    begun = time.monotonic()
+    (error,) = ask(server, tmp_path / "b", request(), timeout_s=0.3, max_tries=1)
+    assert isinstance(error, CallFailed) and error.reason == "call_timeout" and "within 0.3 s" in error.message
+    assert time.monotonic() - begun < 20.0
