@@ -15,6 +15,7 @@ path are quoted or escaped. A sound is taken for speech unless the path begins w
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -67,8 +68,8 @@ def read_line(line: str, *, tasks: Collection[str] = ()) -> Command | UserMessag
     first = first.strip()
     if (not first and bar) or line.lower() in ("quit", "exit"):
         return _command(line.removeprefix("|").strip())
-    if bar and first in (INTERLEAVED, *tasks):
-        return _fields(line, task="" if first == INTERLEAVED else first)
+    if bar and (kind := _kind_of_line(first, (INTERLEAVED, *tasks))) is not None:
+        return _fields(line, task="" if kind == INTERLEAVED else kind)
     if bar and first in list(Modality) and line.split("|")[1].strip() in list(Modality):
         raise ConfigError(f"{line!r}: expected a line of a chat, found a task; anygpt-generate does tasks")
     return UserMessage(sentence_parts(line))
@@ -105,6 +106,18 @@ def _command(text: str) -> Command:
     if (name in _WITH_FILE) != bool(argument):
         raise ConfigError(f"|{text}: expected {COMMANDS[name].partition('  ')[0]}; correct the line")
     return Command(name, Path(argument).expanduser() if argument else None)
+
+
+def _kind_of_line(first: str, kinds: Sequence[str]) -> str | None:
+    """Which of the kinds a first field means, however it is written; None: the line is a sentence with bars in it."""
+    known = {kind.lower(): kind for kind in kinds}
+    if first.lower() in known:
+        return known[first.lower()]
+    if near := difflib.get_close_matches(first.lower(), known, n=1, cutoff=0.8):
+        raise ConfigError(
+            f"{first!r}: expected {known[near[0]]!r} before the first bar, found a word much like it; correct it"
+        )
+    return None
 
 
 def _fields(line: str, *, task: str) -> UserMessage:

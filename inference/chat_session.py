@@ -75,8 +75,11 @@ class ChatSession:
 
         Raises:
             SampleError: a file that cannot be read, or a message without words and media.
-            ConfigError: no codec for a medium, or a message that leaves no room for an answer.
+            ConfigError: no codec for a medium, a voice without a vocoder, or a message that leaves no room for an answer.
+            TokenizerError: a voice that is no sound.
         """
+        if message.voice_prompt is not None:
+            self.runtime.voice(message.voice_prompt)  # told before a minute of speech is written for nothing
         turn, files = user_turn(message, self.runtime)
         asked = self.form.ask(turn)
         fitted = fit_turn(

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 
 from configs.load import Config
 from pipeline.media import MediaConfig, WindowConfig
+from shards.errors import ConfigError
 from shards.modality import Modality
 
 SPOKEN_OF = (Modality.IMAGE, Modality.SPEECH, Modality.MUSIC)
@@ -58,3 +59,22 @@ class InferenceConfig(Config):
         if strange := sorted(set(codecs) - set(SPOKEN_OF)):
             raise ValueError(f"expected codecs for {', '.join(SPOKEN_OF)}, found one for {strange[0]}; leave it out")
         return codecs
+
+    def codec(self, modality: Modality) -> Path:
+        """The file of a codec.
+
+        Raises:
+            ConfigError: none is set, or no such file; names the key.
+        """
+        if modality not in self.codecs:
+            raise ConfigError(
+                f"codecs.{modality}: expected a codec, found none in the config; set it, e.g. "
+                f"--set codecs.{modality}=data/tokenizers/compact.safetensors"
+            )
+        path = self.codecs[modality]
+        if not path.exists():
+            raise ConfigError(
+                f"codecs.{modality} = {path}: expected a fitted codec or a config in configs/tokenizers, found nothing "
+                f"there; fit one with anygpt-fit, or set codecs.{modality} to one that is there"
+            )
+        return path

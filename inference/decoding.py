@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from configs.load import Config, load_config
-from inference.grammar import TEXT_STOPS, AnswerGrammar, LengthBudget, Stop
+from inference.grammar import LengthBudget
 from inference.sampling import SamplingConfig
 from shards.vocabulary import Modality, Vocabulary
 
@@ -60,12 +60,6 @@ class DecodingConfig(Config):
         levels = vocabulary.block(modality).levels
         most = max(decoding.max_new_tokens // levels, 1)
         return LengthBudget(min(-(-decoding.min_new_tokens // levels), most), most)
-
-    def answer_grammar(
-        self, vocabulary: Vocabulary, modality: Modality, *, stop_on: frozenset[Stop] = TEXT_STOPS
-    ) -> AnswerGrammar:
-        """An answer of one modality, within its budget."""
-        return AnswerGrammar(vocabulary, modality, self.budget(modality, vocabulary), stop_on=stop_on)
 
 
 def load_decoding(path: Path) -> DecodingConfig:

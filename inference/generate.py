@@ -36,7 +36,7 @@ from shards.records import Segment
 from shards.vocabulary import TokenIds
 from shards.writer import commit_bytes
 
-GENERATE_VERSION = 1
+GENERATE_VERSION = 2
 """Raised whenever the same task would be answered otherwise under the same settings."""
 
 
@@ -163,7 +163,7 @@ def settings_of(config: InferenceConfig) -> str:
         "model": _files(sorted(config.model.glob("*")) if config.model.is_dir() else []),
         "text_tokenizer": _files(sorted(config.text_tokenizer.glob("*")) if config.text_tokenizer else []),
         "templates": load_templates(config.templates, overrides).fingerprint,
-        "codecs": {str(modality): _codec_files(path) for modality, path in sorted(config.codecs.items())},
+        "codecs": {str(modality): _codec_files(config.codec(modality)) for modality in sorted(config.codecs)},
         "vocoder": None if config.vocoder is None else _vocoder_files(config.vocoder),
         "decoding": load_decoding(config.decoding).model_dump(mode="json"),
         "dtype": config.dtype if config.dtype != "auto" else ("float32" if on_cpu else "bfloat16"),
@@ -242,12 +242,7 @@ def _ask(runtime: Runtime, key: str, task: Task, medium: Segment | None) -> _Ask
         pool = runtime.templates.pool(task.direction)
         instruction = instruction_for(key, task.direction, pool, seed=runtime.config.seed)
     ids = runtime.prompt_ids(task.direction, instruction=instruction, text=task.text, medium=medium)
-    if len(ids) >= runtime.max_length:
-        raise SampleError(
-            "prompt_too_long",
-            f"{task.where}: expected a prompt of fewer than {runtime.max_length} ids, the length the model was made for, "
-            f"found {len(ids)}; shorten what is asked",
-        )
+    runtime.budget(task.target, len(ids))  # told now, if an answer has no room
     return _Asked(key, task, instruction, ids)
 
 

@@ -17,6 +17,7 @@ from configs.load import load_config
 from inference.config import InferenceConfig
 from inference.decoding import DecodingConfig, load_decoding
 from inference.generation import Request, generate
+from inference.grammar import AnswerGrammar, LengthBudget
 from inference.media_in import decode_file
 from inference.model import LoadedModel, load_model
 from inference.vocoder import SoundStormVocoder, VocoderConfig, encode_prompt, load_vocoder, read_prompt
@@ -28,10 +29,12 @@ from pipeline.text import TextTokenizer
 from pipeline.tokenization import Clip, check_rate
 from pipeline.tokenizers.base import MediaDetokenizer, MediaTokenizer, Medium
 from pipeline.tokenizers.codecs import open_detokenizer, open_tokenizer
-from shards.errors import ConfigError
+from shards.errors import ConfigError, SampleError
 from shards.modality import Modality
 from shards.records import Segment
 from shards.vocabulary import Codes, TokenIds, Vocabulary
+
+_END = 1
 
 
 @dataclass(slots=True)
@@ -114,13 +117,13 @@ class Runtime:
 
     def tokenizer(self, modality: Modality) -> MediaTokenizer:
         """The codec in."""
-        codec = open_tokenizer(self._codec_path(modality), modality)
+        codec = open_tokenizer(self.config.codec(modality), modality)
         check_front_end(self.config.media, {modality: codec})
         return codec
 
     def detokenizer(self, modality: Modality) -> MediaDetokenizer:
         """The codec out, without a vocoder."""
-        return open_detokenizer(self._codec_path(modality), modality)
+        return open_detokenizer(self.config.codec(modality), modality)
 
     def voice(self, path: Path) -> Codes:
         """(frames, levels) codes of a voice prompt.
@@ -155,17 +158,44 @@ class Runtime:
             direction, self.vocabulary, self.text_tokenizer, instruction=instruction, text=text, medium=medium
         )
 
+    def budget(self, modality: Modality, num_prompt_ids: int) -> LengthBudget:
+        """How long an answer to a prompt may be: as the preset says, and within the positions that are left.
+
+        Raises:
+            SampleError: ``prompt_too_long``: not even the shortest answer fits.
+        """
+        budget = self.decoding.budget(modality, self.vocabulary)
+        levels = 1 if modality is Modality.TEXT else self.vocabulary.block(modality).levels
+        least = max(budget.least, 1)
+        most = min(budget.most, (self.max_length - num_prompt_ids - _END) // levels)
+        if most < least:
+            raise SampleError(
+                "prompt_too_long",
+                f"expected a prompt of at most {self.max_length - least * levels - _END} ids, which leaves room for an "
+                f"answer in the {self.max_length} the model was made for, found {num_prompt_ids}; shorten what is asked",
+            )
+        return LengthBudget(budget.least, most)
+
     def answer(self, modality: Modality, requests: Sequence[Request]) -> list[list[int]]:
-        """The ids of answers of one modality, markers left out, in the order of the requests."""
-        grammar = self.decoding.answer_grammar(self.vocabulary, modality)
-        return generate(
-            self.model,
-            requests,
-            grammar,
-            self.decoding.of(modality),
-            seed=self.config.seed,
-            batch_size=self.config.batch_size,
-        )
+        """The ids of answers of one modality, markers left out, in the order of the requests.
+
+        Raises:
+            SampleError: a prompt that leaves no room; see :meth:`budget`.
+        """
+        budgets = [self.budget(modality, len(request.prompt_ids)) for request in requests]
+        answers: dict[int, list[int]] = {}
+        for budget in dict.fromkeys(budgets):
+            places = [place for place, one in enumerate(budgets) if one == budget]
+            generated = generate(
+                self.model,
+                [requests[place] for place in places],
+                AnswerGrammar(self.vocabulary, modality, budget),
+                self.decoding.of(modality),
+                seed=self.config.seed,
+                batch_size=self.config.batch_size,
+            )
+            answers |= dict(zip(places, generated, strict=True))
+        return [answers[place] for place in range(len(requests))]
 
     def codes_of(self, modality: Modality, ids: Sequence[int]) -> Codes:
         """(frames, levels) codes of an answer."""
@@ -174,14 +204,6 @@ class Runtime:
     def text_of(self, ids: Sequence[int]) -> str:
         """The text of an answer, without white space around it."""
         return self.text_tokenizer.decode([one for one in ids if one < self.vocabulary.text_size]).strip()
-
-    def _codec_path(self, modality: Modality) -> Path:
-        if modality not in self.config.codecs:
-            raise ConfigError(
-                f"codecs.{modality}: expected a codec, found none in the config; set it, e.g. "
-                f"--set codecs.{modality}=data/tokenizers/compact.safetensors"
-            )
-        return self.config.codecs[modality]
 
     def _opened_vocoder(self) -> SoundStormVocoder:
         if self._vocoder is None:

@@ -62,6 +62,7 @@ def test_voice_and_images_are_told_apart_by_what_they_are(files: Path):
     ("line", "images", "voice"),
     [
         ("interleaved|Hi", [], None),
+        ("Interleaved | Hi", [], None),
         ("interleaved|Hi||cat.png", ["cat.png"], None),
         ("interleaved|Hi|||cat.png", ["cat.png"], None),
         ("interleaved|Hi||hello.wav", [], "hello.wav"),
@@ -88,6 +89,7 @@ def test_fields_at_the_end_may_be_left_out(files: Path, line: str, images: list[
         ("interleaved|Hi|video", "to_modality: expected one of text, image, speech, music"),
         ("interleaved|a|b|c|d|e|f|g", "at most 7 fields, found 8"),
         ("text|image|a red circle", "anygpt-generate"),
+        ("interleave|Hi|image", "'interleave': expected 'interleaved' before the first bar"),
         ("|nonsense", "expected a command of"),
         ("|save", "expected |save FILE"),
         ("|clear all", "expected |clear"),
@@ -148,5 +150,8 @@ def test_a_task_of_the_template_may_stand_in_the_first_field(files: Path):
     assert read_line(line, tasks=["Image QA"]) == UserMessage(
         (image("cat.png"), TextPart("What colour?")), task="Image QA"
     )
+    assert read_line(line.lower(), tasks=["Image QA"]).task == "Image QA"
+    with pytest.raises(ConfigError, match="expected 'Image QA' before the first bar"):
+        read_line(line.replace("QA", "Q A"), tasks=["Image QA"])
     assert read_line(line.replace("cat.png", "")) == UserMessage((TextPart("Image QA|What colour?||"),))
     shutil.rmtree(files)

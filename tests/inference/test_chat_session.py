@@ -135,6 +135,14 @@ def test_an_answer_that_is_broken_off_is_forgotten_with_its_question(tmp_path: P
     assert roles(session) == ["user", "assistant"]
 
 
+def test_a_voice_that_cannot_be_spoken_in_is_told_before_anything_is_said(tmp_path: Path):
+    session = ChatSession(told([*words_of("yes"), eos()]), folder=tmp_path)
+    with pytest.raises(ConfigError, match="expected a vocoder to speak in its voice"):
+        session.ask(say("Speak like this.", voice_prompt=tiny_chat.files()[Modality.SPEECH]))
+    assert session.said == [] and session.runtime.model.fed == []
+    assert session.ask(say("Then so.")).text == "yes"
+
+
 @pytest.mark.parametrize("wanted", list(Modality)[:4])
 def test_what_is_asked_for_is_in_the_answer_of_any_model(tmp_path: Path, wanted: Modality):
     """Random weights; the grammar makes the answer."""

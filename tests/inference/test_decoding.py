@@ -3,7 +3,7 @@
 import pytest
 
 from inference.decoding import DecodingConfig, load_decoding
-from inference.grammar import LengthBudget
+from inference.grammar import AnswerGrammar, LengthBudget
 from shards.errors import ConfigError
 from shards.vocabulary import Modality, lay_out
 
@@ -50,7 +50,7 @@ def test_every_preset_makes_grammars(repository):
     for path in sorted((repository / "configs/decoding").glob("*.toml")):
         preset = load_decoding(path)
         for modality in (TEXT, IMAGE, SPEECH, MUSIC):
-            grammar = preset.answer_grammar(VOCABULARY, modality)
+            grammar = AnswerGrammar(VOCABULARY, modality, preset.budget(modality, VOCABULARY))
             assert grammar.max_ids <= max(preset.of(modality).max_new_tokens, 32) + 1
             assert set(preset.sampling()) == set(Modality)
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.generation import Request
+from inference.grammar import LengthBudget
 from inference.runtime import Runtime, open_runtime
 from pipeline.rendering import render_document
 from pipeline.templates import draw_fractions, split_direction
@@ -93,6 +94,9 @@ def test_what_a_config_lacks_is_told_by_its_key(tmp_path: Path):
     runtime = replace(tiny_runtime(), config=tiny_config().model_copy(update={"codecs": {}}))
     with pytest.raises(ConfigError, match=r"codecs.image: expected a codec"):
         runtime.encode(tiny_model().files[Modality.IMAGE])
+    gone = replace(tiny_runtime(), config=tiny_config(f"codecs.image={tmp_path / 'gone'}"))
+    with pytest.raises(ConfigError, match=r"codecs.image = .*gone: expected a fitted codec .* set codecs.image"):
+        gone.encode(tiny_model().files[Modality.IMAGE])
     with pytest.raises(ConfigError, match="expected a vocoder to speak in its voice"):
         tiny_runtime().decode(Modality.SPEECH, np.zeros((3, 1), np.uint16), voice=tiny_model().files[Modality.SPEECH])
     with pytest.raises(ConfigError, match="expected codecs for image, speech, music, found one for audio"):
@@ -101,6 +105,22 @@ def test_what_a_config_lacks_is_told_by_its_key(tmp_path: Path):
         open_runtime(tiny_config("dialogue_preset=Other"))
     with pytest.raises(SampleError, match="media_missing"):
         tiny_runtime().encode(tmp_path / "absent", Modality.SPEECH)
+
+
+def test_no_answer_is_longer_than_the_positions_that_are_left():
+    """The model has 512; speech has 5 to 12 frames, a picture always 32."""
+    runtime = tiny_runtime()
+    assert runtime.max_length == 512
+    assert runtime.budget(Modality.SPEECH, 100) == LengthBudget(5, 12)
+    assert runtime.budget(Modality.SPEECH, 503) == LengthBudget(5, 8)
+    assert runtime.budget(Modality.IMAGE, 479) == LengthBudget(32, 32)
+    for modality, one_too_many in ((Modality.SPEECH, 507), (Modality.IMAGE, 480), (Modality.TEXT, 511)):
+        with pytest.raises(SampleError, match=f"prompt_too_long.*at most {one_too_many - 1} ids.*found {one_too_many}"):
+            runtime.budget(modality, one_too_many)
+    lengths = (503, 60, 506)
+    answers = runtime.answer(Modality.SPEECH, [Request(f"k{n}", np.full(n, 5)) for n in lengths])
+    assert len(answers[0]) <= 8 and len(answers[2]) == 5
+    assert answers[1] == runtime.answer(Modality.SPEECH, [Request("k60", np.full(60, 5))])[0]
 
 
 def test_the_presets_of_this_repository_load(repository: Path, monkeypatch: pytest.MonkeyPatch):
