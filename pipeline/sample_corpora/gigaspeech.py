@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import resample_poly
 
 from pipeline.sample_corpora import music
 from pipeline.sample_corpora.draws import pick, stable_int
@@ -104,6 +103,8 @@ def _write_recording(task: Task, nth: int, indices: range) -> tuple[dict[str, An
 
 def _record(task: Task, recording: _Recording, path: str, nth: int, indices: range) -> list[ItemRecord]:
     """Music, sentences with gaps, noise."""
+    from scipy.signal import resample_poly  # seconds to import, which a finished command need not wait
+
     rng = task.rng("recording", nth)
     piece = pick(rng, music.all_attributes(held_out=task.held_out))
     opening = resample_poly(music.render_music(piece, duration_s=_MUSIC_S, gain_db=-6), 1, _MUSIC_DECIMATION)

@@ -20,7 +20,6 @@ from pathlib import Path
 import espeakng_loader
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import resample_poly
 
 from shards.errors import AnyGPTError
 
@@ -81,6 +80,8 @@ def synthesize(words: str, voice: Voice, *, sample_rate_hz: int = SAMPLE_RATE_HZ
     Raises:
         SynthesisError: no library, an unknown espeak voice, or nothing but silence.
     """
+    from scipy.signal import resample_poly  # seconds to import, which a finished command need not wait
+
     sound = _trim(_speak(words, voice))
     factor = gcd(sample_rate_hz, _ESPEAK_RATE_HZ)
     resampled = resample_poly(sound, sample_rate_hz // factor, _ESPEAK_RATE_HZ // factor)
