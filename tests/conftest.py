@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -55,13 +56,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where processes share the work: Ray's files first, then those with a test that is marked slow, then large ones."""
+    """Where processes share the work: Ray's files, those with a test marked slow, those that start processes, large ones."""
     if not hasattr(config, "workerinput"):
         return
     counts = Counter(item.path for item in items)
     has_ray = {item.path for item in items if "ray_of_this_process" in getattr(item, "fixturenames", ())}
     is_slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in has_ray, item.path not in is_slow, -counts[item.path], item.path))
+    starts = {path for path in counts if re.search("subprocess|process_groups", path.read_text(encoding="utf-8"))}
+    firsts = (has_ray, is_slow, starts)
+    items.sort(key=lambda item: (*(item.path not in first for first in firsts), -counts[item.path], item.path))
 
 
 @functools.cache
