@@ -49,8 +49,10 @@ class MediaBudget:
             BudgetSpent: it might cost more than is left; it is not counted.
             DatasetError: the file holds no number.
         """
-        has_cap = self.max_usd is not None and self.usd_per_item > 0
-        self._change(1, most=int((self.max_usd + _ROUNDING_USD) / self.usd_per_item) if has_cap else None)
+        most = None
+        if self.max_usd is not None and self.usd_per_item:
+            most = int((self.max_usd + _ROUNDING_USD) / self.usd_per_item)
+        self._change(1, most=most)
 
     def refund(self) -> None:
         """Count one less: the endpoint has charged nothing for it."""
