@@ -97,7 +97,7 @@ def load_ids(
     if not is_export and (layout is None or not folder.is_dir()):
         raise CheckpointError(
             f"{folder}: expected an exported model with {VOCABULARY_NAME}, found none; finish anygpt-train first, "
-            "or give the folder of an AnyGPT checkpoint"
+            "or give the folder of an AnyGPT checkpoint (docs/published-weights.md)"
         )
     if is_export and text_tokenizer is not None:
         return _bound(folder, text_tokenizer)
