@@ -7,6 +7,8 @@ shape <-> instrument, colour <-> key, background <-> tempo, position <-> pattern
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from pipeline.sample_corpora import music, pictures
@@ -129,6 +131,7 @@ def music_of(picture: PictureAttributes) -> MusicAttributes:
     )
 
 
+@functools.cache
 def pictures_of(piece: MusicAttributes) -> tuple[PictureAttributes, ...]:
     """The pictures that a piece fits and that may be shown; of several, any is right."""
     return tuple(one for one in pictures.all_attributes(held_out=False) if music_of(one) == piece)
