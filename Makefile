@@ -14,6 +14,9 @@ export PYTHONUNBUFFERED ?= 1
 # Threads that wait sleep: spinning on a shared machine costs five times the work (docs/decisions/0002-tiny-backbone.md).
 export OMP_WAIT_POLICY ?= PASSIVE
 
+# Container images like to set this. Each of the dozens of processes of a run would compile torch and Ray anew, twice the time.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Arguments, all optional:
 #   CONFIG   a config file                        make pretrain CONFIG=configs/train/anygpt-7b-pretrain.toml
 #   CORPUS   a name in configs/corpora            make tokenize CORPUS=laion2b

@@ -33,7 +33,7 @@ from pipeline.pieces import write_token_ids
 from shards.records import TokenizedSample
 from shards.vocabulary import Modality, TokenIds
 
-_ROOM = 256  # ids after which no text and no new medium may begin
+_ROOM = 256  # ids of text after which the turn ends
 KINDS = ("draw", "look", "play", "listen", "voice", "talk")
 
 
