@@ -129,6 +129,8 @@ class _Desk:
         spoken = SpokenTurnGrammar(loaded.vocabulary, budgets, max_ids=_ROOM) if has_marks else written
         self._grammars = {True: spoken, False: written}
         self._examiner = examiner
+        # The first round of a dialogue is asked both ways, with the same prompt.
+        self._given: dict[tuple[str, bytes], list[int]] = {}
 
     def true_prompt(self, asked: Asked) -> TokenIds:
         """The true dialogue up to and with a question."""
@@ -139,18 +141,16 @@ class _Desk:
 
     def answer(self, asked: Sequence[Asked], prompts: Sequence[TokenIds]) -> list[list[int]]:
         """The ids of an answer to each question."""
-        requests = [
-            Request(f"dialogue/{one.sample_id}/{one.number}", prompt)
-            for one, prompt in zip(asked, prompts, strict=True)
-        ]
+        keys = [f"dialogue/{one.sample_id}/{one.number}" for one in asked]
+        known = [(key, prompt.tobytes()) for key, prompt in zip(keys, prompts, strict=True)]
         model, config = self._examiner.loaded.model, self._examiner.config
         sampling = config.sampling.get(Modality.IMAGE, SamplingConfig(temperature=0.0))
-        answers: dict[int, list[int]] = {}
         for is_spoken, grammar in self._grammars.items():
-            chosen = [nth for nth, one in enumerate(asked) if one.is_spoken == is_spoken]
-            ids = generate(model, [requests[nth] for nth in chosen], grammar, sampling, seed=config.seed)
-            answers |= dict(zip(chosen, ids, strict=True))
-        return [answers[nth] for nth in range(len(asked))]
+            new = [n for n, one in enumerate(asked) if one.is_spoken == is_spoken and known[n] not in self._given]
+            requests = [Request(keys[nth], prompts[nth]) for nth in new]
+            ids = generate(model, requests, grammar, sampling, seed=config.seed)
+            self._given |= dict(zip((known[nth] for nth in new), ids, strict=True))
+        return [self._given[one] for one in known]
 
 
 def _hold(examiner: Examiner, judge: TurnJudge, desk: _Desk, asked: Sequence[Asked]) -> list[Answered]:

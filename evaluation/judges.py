@@ -20,6 +20,7 @@ from pipeline.sample_corpora import music, pictures, speech
 
 _STEP = 4  # pictures are compared at 56 x 56
 _MELS = 96
+_SPEECH_MELS = 48
 _FLOOR = 1e-3
 
 
@@ -62,12 +63,15 @@ class SpeechJudge:
     def __init__(self, spoken: Sequence[tuple[str, npt.NDArray[np.float32]]]) -> None:
         """Sentences with how they sound, at 16 kHz; the same sentence may sound in several ways."""
         self.sentences = [text for text, _ in spoken]
-        self._spectra = [_speech_spectrum(sound) for _, sound in spoken]
+        spectra = [_speech_spectrum(sound) for _, sound in spoken]
+        self._lengths = np.array([len(spectrum) for spectrum in spectra], np.int64)
+        self._spectra = np.zeros((len(spectra), max(self._lengths, default=0), _SPEECH_MELS), np.float32)
+        for row, spectrum in zip(self._spectra, spectra, strict=True):
+            row[: len(spectrum)] = spectrum
 
     def judge(self, sound: npt.NDArray[np.float32]) -> str:
         """The sentence that a sound at 16 kHz says."""
-        spectrum = _speech_spectrum(sound)
-        distances = [_warped_distance(spectrum, one) for one in self._spectra]
+        distances = _warped_distances(_speech_spectrum(sound), self._spectra, self._lengths)
         return self.sentences[int(np.argmin(distances))]
 
 
@@ -132,7 +136,7 @@ def _mel() -> MelSpectrogram:
 
 @functools.cache
 def _speech_mel() -> MelSpectrogram:
-    return MelSpectrogram(speech.SAMPLE_RATE_HZ, n_fft=1024, hop_length=320, n_mels=48, power=1.0)
+    return MelSpectrogram(speech.SAMPLE_RATE_HZ, n_fft=1024, hop_length=320, n_mels=_SPEECH_MELS, power=1.0)
 
 
 def _speech_spectrum(sound: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -141,14 +145,23 @@ def _speech_spectrum(sound: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return torch.log(mel + _FLOOR).T.numpy()
 
 
-def _warped_distance(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> float:
-    """Mean difference along the cheapest way through both, frame by frame."""
-    costs = np.abs(left[:, None, :] - right[None, :, :]).mean(axis=2)
-    above = np.full(len(right) + 1, np.inf)
+def _warped_distances(
+    left: npt.NDArray[np.float32], rights: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """(sentences,) mean difference to each along the cheapest way through both, frame by frame.
+
+    Args:
+        left: (frames, mels).
+        rights: (sentences, most frames, mels), padded at their ends, which no way through the frames before them meets.
+        lengths: (sentences,) frames of each.
+    """
+    above = np.full((rights.shape[1] + 1, len(rights)), np.inf)
     above[0] = 0.0
-    for row in costs:
-        here = [np.inf]
-        for nth, cost in enumerate(row):
-            here.append(cost + min(here[nth], above[nth], above[nth + 1]))
-        above = np.array(here)
-    return float(above[-1]) / (len(left) + len(right))
+    for frame in left:
+        costs = np.abs(frame - rights).mean(axis=2).T
+        here = np.full_like(above, np.inf)
+        reached = np.minimum(above[:-1], above[1:])
+        for nth, cost in enumerate(costs):
+            here[nth + 1] = cost + np.minimum(here[nth], reached[nth])
+        above = here
+    return above[lengths, np.arange(len(rights))] / (len(left) + lengths)

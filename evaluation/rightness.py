@@ -74,6 +74,9 @@ class TurnJudge:
         spoken = [(one.text, codes) for one in truths if (codes := one.codes(Modality.SPEECH)) is not None]
         sounds = examiner.decode(Modality.SPEECH, [codes for _, codes in spoken]) if spoken else []
         self._speech = SpeechJudge([(text, sound) for (text, _), sound in zip(spoken, sounds, strict=True)])
+        # True answers come with every round, and what a model says first it says twice: equal codes are judged once.
+        self._known: dict[tuple[Modality, bytes], Attributes] = {}
+        self._heard: dict[bytes, str] = {}
 
     def judge(
         self, histories: Sequence[Sequence[Turn]], truths: Sequence[Said], answers: Sequence[Said]
@@ -108,21 +111,28 @@ class TurnJudge:
         return seen
 
     def _judge_media(self, modality: Modality, codes: Sequence[Codes]) -> Sequence[Attributes]:
-        if not codes:
-            return []
-        decoded = self._examiner.decode(modality, codes)
-        if modality == Modality.IMAGE:
-            return self._pictures.judge(decoded)
-        return self._music.judge(decoded) if self._music else [{} for _ in decoded]
+        keys = [(modality, one.tobytes()) for one in codes]
+        new = {key: one for key, one in zip(keys, codes, strict=True) if key not in self._known}
+        if new:
+            decoded = self._examiner.decode(modality, list(new.values()))
+            if modality == Modality.IMAGE:
+                found: Sequence[Attributes] = self._pictures.judge(decoded)
+            else:
+                found = self._music.judge(decoded) if self._music else [{} for _ in decoded]
+            self._known |= dict(zip(new, found, strict=True))
+        return [self._known[key] for key in keys]
 
     def _spoken(self, turns: Sequence[Said]) -> list[str]:
         """What each turn's voice says; "" without one."""
         codes = {nth: codes for nth, one in enumerate(turns) if (codes := one.codes(Modality.SPEECH)) is not None}
         if not codes or not self._speech.sentences:
             return [""] * len(turns)
-        sounds = self._examiner.decode(Modality.SPEECH, list(codes.values()))
-        said = {nth: self._speech.judge(sound) for nth, sound in zip(codes, sounds, strict=True)}
-        return [said.get(nth, "") for nth in range(len(turns))]
+        keys = {nth: one.tobytes() for nth, one in codes.items()}
+        new = {key: codes[nth] for nth, key in keys.items() if key not in self._heard}
+        if new:
+            sounds = self._examiner.decode(Modality.SPEECH, list(new.values()))
+            self._heard |= {key: self._speech.judge(sound) for key, sound in zip(new, sounds, strict=True)}
+        return [self._heard[keys[nth]] if nth in keys else "" for nth in range(len(turns))]
 
 
 def named_attributes(history: Sequence[Turn], heard: str | None = None) -> frozenset[str]:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.judges import MusicJudge, PictureJudge, SpeechJudge, share_right, words_right
+from evaluation.judges import (
+    MusicJudge,
+    PictureJudge,
+    SpeechJudge,
+    _warped_distances,
+    share_right,
+    words_right,
+)
 from pipeline.sample_corpora import music, pictures, speech
 
 
@@ -64,3 +71,26 @@ def test_the_speech_judge_hears_what_is_said_however_fast():
 def test_the_speech_judge_bears_silence():
     judge = SpeechJudge([("Here.", speech.synthesize("Here.", speech.VOICES[0]))])
     assert judge.judge(np.zeros(8000, np.float32)) == "Here."
+
+
+@given(st.integers(0, 2**32), st.integers(1, 6), st.lists(st.integers(1, 7), min_size=1, max_size=4))
+def test_distances_to_many_sentences_are_those_to_each(seed, frames, lengths):
+    """Against the recurrence written out for two sounds."""
+    rng = np.random.default_rng(seed)
+    left = rng.normal(size=(frames, 3)).astype(np.float32)
+    rights = [rng.normal(size=(length, 3)).astype(np.float32) for length in lengths]
+    padded = np.full((len(rights), max(lengths), 3), 7.0, np.float32)
+    for row, right in zip(padded, rights, strict=True):
+        row[: len(right)] = right
+    found = _warped_distances(left, padded, np.array(lengths))
+
+    def cheapest(right):
+        costs = np.abs(left[:, None] - right[None]).mean(axis=2)
+        table = np.full((frames + 1, len(right) + 1), np.inf)
+        table[0, 0] = 0.0
+        for i in range(frames):
+            for j in range(len(right)):
+                table[i + 1, j + 1] = costs[i, j] + min(table[i, j], table[i, j + 1], table[i + 1, j])
+        return table[-1, -1] / (frames + len(right))
+
+    assert found == pytest.approx([cheapest(right) for right in rights])
