@@ -153,7 +153,7 @@ def _greeting(session: ChatSession) -> str:
 
 
 def _help(runtime: Runtime) -> str:
-    tasks = ", ".join(runtime.templates.dialogue.tasks)
+    tasks, examples = ", ".join(runtime.templates.dialogue.tasks), runtime.config.examples
     return "\n".join(
         [
             'What is in "my cat.png"?                      words, with paths of pictures and sounds in them',
@@ -162,6 +162,7 @@ def _help(runtime: Runtime) -> str:
             "interleaved|Draw a red circle.|image          fields at the end may be left out",
             f"TASK|...  for interleaved|...: {tasks}",
             *COMMANDS.values(),
+            *([f"This model was taught to answer: {' '.join(examples)}"] if examples else []),
             "",
         ]
     )

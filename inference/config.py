@@ -46,6 +46,8 @@ class InferenceConfig(Config):
     seed: int = Field(default=0, ge=0)
     instruction: str | None = None
     """Asked with instead of one drawn from the templates."""
+    examples: tuple[str, ...] = ()
+    """Things to say to this model, which the chats offer; a small one understands little else."""
     batch_size: int = Field(default=32, ge=1)
     """Tasks that are answered at once; an answer does not depend on it."""
     media: MediaConfig = MediaConfig()

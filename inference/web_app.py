@@ -18,6 +18,7 @@ type that a browser sends to another site only with that site's leave.
 from __future__ import annotations
 
 import asyncio
+import html
 import ipaddress
 import json
 import mimetypes
@@ -111,6 +112,7 @@ class WebApp:
         page = (_HERE / "web_page.html").read_text(encoding="utf-8")
         page = page.replace("{modalities}", " ".join(self.modalities))
         page = page.replace("{voice}", "yes" if self.runtime.config.vocoder else "")
+        page = page.replace("{examples}", html.escape(json.dumps(self.runtime.config.examples)))
         page = page.replace("{max_upload_mb}", f"{self.server.max_upload_mb:g}")
         response = web.Response(text=page, content_type="text/html")
         response.set_cookie(self._cookie(request), session.token, httponly=True, samesite="Strict")

@@ -12,6 +12,16 @@ let answering = null; // aborts the answer that is being written
 
 for (const modality of modalities) to.append(new Option(modality === "image" ? "a picture" : modality, modality));
 
+for (const example of JSON.parse(document.body.dataset.examples)) {
+  const button = make("button", { type: "button", textContent: example });
+  button.addEventListener("click", () => {
+    text.value = example;
+    text.dispatchEvent(new Event("input"));
+    text.focus();
+  });
+  element("examples").append(button);
+}
+
 // What is shown
 
 function make(tag, properties = {}, ...children) {

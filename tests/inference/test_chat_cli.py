@@ -27,9 +27,11 @@ def test_a_script_is_answered_line_by_line(tmp_path: Path, config: str, capsys: 
     lines = ["interleaved|Draw a/b.|image", f"interleaved|What is it?|text|{picture}", f"|save {saved}", "|clear"]
     lines += [f"|load {saved}", f"|transcript {page}", "|help", "quit", "never"]
     script.write_text("\n".join(lines), encoding="utf-8")
-    assert main([config, "--script", str(script), "--set", f"output={tmp_path / 'out'}"]) == 0
+    examples = 'examples=["Draw a star.", "What is it?"]'
+    assert main([config, "--script", str(script), "--set", f"output={tmp_path / 'out'}", "--set", examples]) == 0
     out = capsys.readouterr().out
     assert "> never" not in out and "Forgotten." in out and "2 exchanges from" in out and "|transcript FILE" in out
+    assert "taught to answer: Draw a star. What is it?" in out
     # The path that is printed is the path of the file (U-25).
     (path,) = re.findall(r"^\[image: (.+)\]$", out, re.MULTILINE)
     assert Path(path).is_file() and [Path(path)] == list((tmp_path / "out").rglob("*.png"))

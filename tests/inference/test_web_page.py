@@ -18,7 +18,7 @@ import pytest
 
 from shards.media_files import png_bytes, wav_bytes
 from tests.fixtures.headless_chromium import CHROMIUM, Browser, Page
-from tests.fixtures.random_chat_model import write_chat_model
+from tests.fixtures.random_chat_model import EXAMPLES, write_chat_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -102,6 +102,18 @@ def test_a_prompt_is_answered_with_a_picture(page):
     assert page.value("document.title") == "AnyGPT chat" and page.value(
         "document.querySelector('header p').textContent"
     )
+
+
+def test_what_the_model_was_taught_is_offered_and_typed_by_a_click(page):
+    buttons = "[...document.querySelectorAll('#examples button')]"
+    assert page.value(f"{buttons}.map((button) => button.textContent)") == EXAMPLES
+    page.value(f"{buttons}[1].click()")
+    assert page.value("document.querySelector('#text').value") == EXAMPLES[1]
+    assert not page.value("document.querySelector('article')"), "nothing is asked before it is sent"
+    page.click("#send")
+    page.wait(f"document.querySelector('article.model') && {IDLE}")
+    assert page.value("document.querySelector('article.mine p').textContent") == EXAMPLES[1]
+    assert page.value("document.querySelector('#examples').offsetParent === null")
 
 
 def test_a_sound_is_played_and_an_uploaded_one_heard(page, files):
