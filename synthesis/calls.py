@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Coroutine, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from shards.errors import AnyGPTError
 
 Kind = Literal["topics", "scenarios", "dialogues"]
+T = TypeVar("T")
 
 
 class CallFailed(AnyGPTError):
@@ -179,3 +181,18 @@ class CallKeeper:
             await self.store.put(key, answer)
         self.counts.answered += 1
         return answer
+
+
+async def together(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What all of them return, in their order; when one fails, the others have ended before its error is raised.
+
+    ``asyncio.gather`` leaves the others running: an error of theirs that nobody takes is told by the garbage collector,
+    whenever and wherever that runs. Calls under way are not lost, for :meth:`CallKeeper.ask` shields them.
+    """
+    tasks = [asyncio.ensure_future(one) for one in coroutines]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,6 @@ has the id of its scenario.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pydantic import Field
 from configs.load import Config, validate
 from pipeline.sample_corpora.draws import generator
 from pipeline.samples import Filtered
-from synthesis.calls import CallFailed, Request
+from synthesis.calls import CallFailed, Request, together
 from synthesis.config import Requirement, TextConfig
 from synthesis.dialogues import DIALOGUE_SCHEMA, DIALOGUES_FOLDER, DialogueTurn
 from synthesis.prompts import DialogueDemonstration, dialogue_messages, format_dialogue
@@ -96,7 +95,7 @@ async def write_unit(config: TextConfig, number: int, ask: Ask) -> UnitResult:
     size = config.dialogues.calls_per_unit
     rows = read_rows(config, "scenarios")[: config.dialogues.count][number * size : (number + 1) * size]
     result = UnitResult()
-    for item in await asyncio.gather(*(_write_dialogue(config, row, ask) for row in rows)):
+    for item in await together(_write_dialogue(config, row, ask) for row in rows):
         result.add(item)
     return result
 

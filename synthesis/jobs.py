@@ -32,6 +32,7 @@ from shards.manifest import ShardEntry, fingerprint
 from shards.output_lock import remove_temporaries
 from shards.writer import commit_bytes, commit_table, file_sha256
 from synthesis import dialogues_stage, scenarios, topics
+from synthesis.calls import together
 from synthesis.config import TextConfig
 from synthesis.units import Ask, Row, UnitResult
 from tokenize_jobs.ledger import check_facts, commit_facts
@@ -199,7 +200,7 @@ def units_in_this_process(ask: Ask, loop: asyncio.AbstractEventLoop, *, at_once:
 
 
 async def _together(config: TextConfig, plan: StagePlan, chosen: Sequence[int], ask: Ask) -> None:
-    await asyncio.gather(*(do_unit(config, plan.stage, number, plan.prints[number], ask) for number in chosen))
+    await together(do_unit(config, plan.stage, number, plan.prints[number], ask) for number in chosen)
 
 
 def _sums(entries: Sequence[Entry], written: int, copies: Sequence[Filtered]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ demonstrations and its requirement depend on the seed and k alone.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from pipeline.sample_corpora.draws import balanced, generator
 from pipeline.samples import Filtered
 from shards.errors import ConfigError
 from synthesis import topics
-from synthesis.calls import CallFailed, Request
+from synthesis.calls import CallFailed, Request, together
 from synthesis.config import Requirement, TextConfig, text_json
 from synthesis.names import famous_name
 from synthesis.prompts import ScenarioDemonstration, read_numbered, scenario_messages
@@ -125,7 +124,7 @@ def call_request(config: TextConfig, call: Sequence[Any]) -> Request:
 async def write_unit(config: TextConfig, number: int, ask: Ask) -> UnitResult:
     """All calls of a unit at once."""
     calls = _units(text_json(config), _stamp(config, topics.NAME))[number]
-    return joined(await asyncio.gather(*(_write_call(config, call, ask) for call in calls)))
+    return joined(await together(_write_call(config, call, ask) for call in calls))
 
 
 async def _write_call(config: TextConfig, call: Sequence[Any], ask: Ask) -> UnitResult:

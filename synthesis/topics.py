@@ -6,7 +6,6 @@ Source: AnyGPT appendix D, figure 5: 100 meta-topics, 4 rounds of 50. Leaves ``O
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.samples import Filtered
 from shards.errors import ConfigError
-from synthesis.calls import CallFailed, Request
+from synthesis.calls import CallFailed, Request, together
 from synthesis.config import TextConfig
 from synthesis.names import famous_name
 from synthesis.prompts import read_numbered, topic_messages
@@ -77,7 +76,7 @@ async def write_unit(config: TextConfig, number: int, ask: Ask) -> UnitResult:
     """All rounds of the meta-topics of a unit; the meta-topics at once, the rounds of each in turn."""
     chosen = units(config)[number]
     first = number * config.topics.meta_topics_per_unit
-    done = await asyncio.gather(*(_write_meta_topic(config, first + nth, name, ask) for nth, name in enumerate(chosen)))
+    done = await together(_write_meta_topic(config, first + nth, name, ask) for nth, name in enumerate(chosen))
     return joined(done)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import threading
 import time
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import ConfigError
-from synthesis.calls import Answer, BudgetSpent, CallFailed, CallKeeper, Message, Request
+from synthesis.calls import Answer, BudgetSpent, CallFailed, CallKeeper, Message, Request, together
 from synthesis.calls_endpoint import EndpointWriter
 from synthesis.calls_limits import RateLimiter
 from synthesis.calls_store import AnswerStore
@@ -53,7 +55,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {"content-type": "application/json", "content-length": str(len(body)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(body)
+        # One that waited too long has gone.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -190,3 +194,37 @@ def test_a_call_has_60_seconds_by_default_and_the_client_is_what_ends_it(server:
     (error,) = ask(server, tmp_path / "b", request(), timeout_s=0.3, max_tries=1)
     assert isinstance(error, CallFailed) and error.reason == "call_timeout" and "within 0.3 s" in error.message
     assert time.monotonic() - begun < 20.0
+
+
+def test_when_one_of_several_fails_the_others_have_ended_and_nothing_is_told_later(caplog: pytest.LogCaptureFixture):
+    """An error that nobody took is written down by the garbage collector, in the middle of whatever runs then."""
+    ended: list[int] = []
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ConfigError("the key is wrong")
+
+    async def wait() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(1)
+
+    async def unit() -> list[None]:
+        return await together([fail(), fail(), wait()])
+
+    loop = asyncio.new_event_loop()
+    with pytest.raises(ConfigError, match="the key is wrong"):
+        loop.run_until_complete(together([unit(), unit(), wait()]))
+    assert len(ended) == 3 and not asyncio.all_tasks(loop)
+    loop.close()
+    gc.collect()
+    assert not caplog.records
+
+
+def test_what_several_return_keeps_their_order():
+    async def late(number: int) -> int:
+        await asyncio.sleep(0.01 / (1 + number))
+        return number
+
+    assert asyncio.run(together(late(number) for number in range(5))) == [0, 1, 2, 3, 4]
