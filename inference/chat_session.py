@@ -187,9 +187,7 @@ class _Answer:
 
 def _dropped_notice(count: int) -> str:
     what = "exchange was" if count == 1 else f"{count} exchanges were"
-    return (
-        f"The chat outgrew the model's context: the oldest {what} left out. The model does not know of them any more."
-    )
+    return f"The chat outgrew the model's context: the oldest {what} left out; the model has forgotten what was said there."
 
 
 def _new_folder(output: Path) -> Path:
