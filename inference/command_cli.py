@@ -36,7 +36,8 @@ def run_command(
     Returns:
         what ``run`` gives; 0 after a dry run; 1 or 2 after an error, which is told.
     """
-    try:
+
+    def work() -> int:
         if args.limit is not None and args.limit < 0:
             raise ConfigError(f"--limit: expected a number from 0 on, found {args.limit}; leave it out to take all")
         config = load_config(args.config, kind, args.set)
@@ -46,6 +47,14 @@ def run_command(
         if plan is not None:
             print(plan(config))
         return 0
+
+    return exit_status(program, work)
+
+
+def exit_status(program: str, work: Callable[[], int]) -> int:
+    """What ``work`` gives; 1 or 2 after an error, which is told."""
+    try:
+        return work()
     except AnyGPTError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return error.exit_code

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from inference.command_cli import exit_status
 from inference.diagnosis import Diagnosis, Examination
 from inference.doctor import diagnose
 from inference.doctor_files import FileFinding, FileState, Progress
-from shards.errors import AnyGPTError
 
 _WIDTH = 100
 _WORD = 9
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run=not args.no_run, sha256=not args.no_sha256, progress=_progress_bar() if sys.stderr.isatty() else None
     )
     diagnoses: list[Diagnosis] = []
-    try:
+
+    def work() -> int:
         # Notes of libraries about themselves would stand between the lines.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -43,14 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("\n".join(format_diagnosis(diagnosis)), end="\n\n", flush=True)
         if args.json is not None:
             _write_json(args.json, diagnoses)
-    except AnyGPTError as error:
-        print(f"anygpt-doctor: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"anygpt-doctor: {error}", file=sys.stderr)
-        return 1
-    print(summary(diagnoses))
-    return 0 if all(diagnosis.is_well for diagnosis in diagnoses) else 1
+        print(summary(diagnoses))
+        return 0 if all(diagnosis.is_well for diagnosis in diagnoses) else 1
+
+    return exit_status("anygpt-doctor", work)
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> list[str]:

@@ -51,6 +51,13 @@ def run_stage(config: TextConfig, stage: str, asked: Asked) -> dict[str, Any]:
         loop.close()
 
 
+def requested(config: TextConfig, stage: str, answer: Callable[[Request], str]) -> set[str]:
+    """Keys of the calls that a stage made."""
+    asked = Asked(answer)
+    run_stage(config, stage, asked)
+    return {request.key for request in asked.requests}
+
+
 def numbered(lines: list[str]) -> str:
     """A list as models give it."""
     return "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))

@@ -188,7 +188,7 @@ def test_the_limits_of_rate_hold_in_every_window():
 def test_a_call_has_60_seconds_by_default_and_the_client_is_what_ends_it(server: _Server, tmp_path: Path):
     """The client is told the config's limit; with 0.3 s, a call that would take 30 s has failed long before."""
     writer = EndpointWriter(LlmConfig(kind="endpoint", base_url="http://127.0.0.1:9/v1"), AnswerStore(tmp_path / "a"))
-    assert writer._config.timeout_s == writer._client.timeout == 60.0  # pyright: ignore[reportPrivateUsage]
+    assert writer._config.timeout_s == writer._client.timeout == 60.0
     server.script = [reply(200, GOOD, delay=30.0)]
     begun = time.monotonic()
     (error,) = ask(server, tmp_path / "b", request(), timeout_s=0.3, max_tries=1)

@@ -14,7 +14,7 @@ from synthesis import scenarios
 from synthesis.calls import CallFailed, Request
 from synthesis.config import Requirement, TextConfig
 from synthesis.prompts import REQUIREMENT_TEXTS, read_numbered
-from tests.synthesis.stage_asks import Asked, numbered, run_stage, stage_config
+from tests.synthesis.stage_asks import Asked, numbered, requested, run_stage, stage_config
 from tests.synthesis.test_topics_stage import distinct
 
 
@@ -145,11 +145,9 @@ def test_garbage_and_a_failed_call_reject_the_topics_of_their_call(tmp_path: Pat
 
 def test_the_seed_decides_and_no_topics_are_an_error(tmp_path: Path, repository: Path) -> None:
     """Equal seeds give equal files, another seed other calls; where every topic was left out, that is said."""
-    keys = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        asked = Asked(scenes)
-        run_stage(with_topics(tmp_path / name, repository, seed=seed), "scenarios", asked)
-        keys.append({request.key for request in asked.requests})
+    seeds = {"a": 1, "b": 1, "c": 2}
+    configs = [with_topics(tmp_path / name, repository, seed=seed) for name, seed in seeds.items()]
+    keys = [requested(config, "scenarios", scenes) for config in configs]
     assert keys[0] == keys[1]
     assert not keys[0] & keys[2]
     files = [tmp_path / name / "scenarios/scenarios.parquet" for name in "ab"]

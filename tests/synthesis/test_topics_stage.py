@@ -13,7 +13,7 @@ import pytest
 from synthesis.calls import CallFailed, Request
 from synthesis.config import TextConfig
 from synthesis.topics import meta_topics
-from tests.synthesis.stage_asks import Asked, numbered, run_stage, stage_config
+from tests.synthesis.stage_asks import Asked, numbered, requested, run_stage, stage_config
 
 WORDS = ("amber", "brisk", "cedar", "dune", "ember", "fjord", "grove", "harbour", "island", "jasper")
 
@@ -118,11 +118,9 @@ def test_a_call_without_an_answer_costs_its_round_only(tmp_path: Path, repositor
 
 def test_the_seed_decides_the_requests_and_the_answers_the_files(tmp_path: Path, repository: Path) -> None:
     """Equal seeds, equal calls and equal topics; another seed, other calls."""
-    keys = []
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        asked = Asked(distinct)
-        run_stage(stage_config(tmp_path / name, repository, seed=seed), "topics", asked)
-        keys.append({request.key for request in asked.requests})
+    seeds = {"a": 1, "b": 1, "c": 2}
+    configs = [stage_config(tmp_path / name, repository, seed=seed) for name, seed in seeds.items()]
+    keys = [requested(config, "topics", distinct) for config in configs]
     assert keys[0] == keys[1]
     assert not keys[0] & keys[2]
     assert (tmp_path / "a/topics/topics.parquet").read_bytes() == (tmp_path / "b/topics/topics.parquet").read_bytes()
